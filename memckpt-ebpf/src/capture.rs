@@ -1,0 +1,48 @@
+//! Finding the target's mm_struct: user space makes a read of the target's memory, and the lock that this takes
+//! tells the mm. It works for a target that never runs.
+
+use aya_ebpf::{
+    bindings::bpf_pidns_info, helpers::generated::bpf_get_ns_current_pid_tgid, macros::btf_tracepoint,
+    programs::BtfTracePointContext,
+};
+use memckpt_ebpf::{Control, config};
+
+use crate::maps::{CONTROL, config, current_mm, load_u64, probe_u32};
+
+/// mmap_lock_acquire_returned(mm, ...), attached for the moment of the capture: on kernels where nothing else hooks it.
+#[btf_tracepoint]
+pub fn capture(ctx: BtfTracePointContext) -> i32 {
+    if let Some(control) = CONTROL.get_ptr_mut(0) {
+        capture_mm(control, ctx.arg(0));
+    }
+    0
+}
+
+/// Notes `mm`, if the thread that captures is the one that locked it.
+#[inline(always)]
+pub fn capture_mm(control: *mut Control, mm: *const u8) {
+    // SAFETY: the control page throughout; an mm_struct argument with offsets from BTF.
+    unsafe {
+        let tid = core::ptr::read_volatile(&raw const (*control).capture_tid);
+        if tid == 0 {
+            return;
+        }
+        let mut who = bpf_pidns_info { pid: 0, tgid: 0 };
+        let [dev, ino] = (*control).capture_ns;
+        if bpf_get_ns_current_pid_tgid(dev, ino, &raw mut who, size_of::<bpf_pidns_info>() as u32) != 0
+            || who.pid as u64 != tid
+        {
+            return;
+        }
+        let own = mm as u64 == current_mm();
+        if own != ((*control).capture_own != 0) {
+            return;
+        }
+        (*control).captured_brk = load_u64(mm, config(config::MM_BRK));
+        if config(config::MM_OWNER) != config::ABSENT as usize {
+            let owner = load_u64(mm, config(config::MM_OWNER));
+            (*control).captured_tgid = probe_u32(owner, config(config::TASK_TGID)) as u64;
+        }
+        (*control).captured_mm = mm as u64;
+    }
+}
