@@ -1,0 +1,38 @@
+//! Exit codes: each has one meaning, documented in `--help`.
+
+use std::process::ExitCode;
+
+use memckpt::dump::DumpError;
+use memckpt::target::FreezeError;
+
+pub(crate) const SUCCESS: u8 = 0;
+/// Something failed on the way; the target lives on and the parent is intact.
+pub(crate) const FAILURE: u8 = 1;
+/// The command line is wrong.
+pub(crate) const USAGE: u8 = 2;
+/// The target, or a part of it, is something that memckpt does not capture. It was not touched.
+pub(crate) const REFUSED: u8 = 3;
+/// The parent does not belong to the epoch being tracked: an incremental checkpoint would be wrong.
+pub(crate) const EPOCH: u8 = 4;
+/// The target did not stop within `--timeout`; it was released.
+pub(crate) const TIMEOUT: u8 = 5;
+
+pub(crate) const HELP: &str = "\
+Exit codes:
+  0  done
+  1  failed on the way; the target lives on, the parent checkpoint is intact
+  2  the command line is wrong
+  3  refused: the target holds something that memckpt does not capture; it was not touched
+  4  refused: the parent does not belong to the epoch being tracked
+  5  the target did not stop within --timeout; it was released
+
+Data goes to standard output; logs, progress and errors go to standard error.";
+
+pub(crate) fn of_dump(error: &DumpError) -> ExitCode {
+    ExitCode::from(match error {
+        DumpError::Refused(_) => REFUSED,
+        DumpError::Epoch { .. } => EPOCH,
+        DumpError::Freeze(FreezeError::Timeout { .. }) => TIMEOUT,
+        _ => FAILURE,
+    })
+}

@@ -1,0 +1,255 @@
+//! Everything that memckpt does not capture is refused here, by name and reason, before the target is touched.
+
+use crate::addr::AddrRange;
+use crate::kernel::maps::Vma;
+use crate::kernel::process::{self, Bitness, TargetId};
+use crate::kernel::status;
+use crate::plan::VmaClass;
+use crate::range_set::RangeSet;
+
+use super::error::DumpError;
+use super::layout::Layout;
+use super::request::{Afterwards, Kind, Request};
+
+/// What is refused, why, and the way out.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// There is no such process.
+    #[error("no such process: {0}")]
+    NoProcess(i32),
+    /// The PID names a thread of another process.
+    #[error("{tid} is a thread of process {pid}: checkpoint that one")]
+    NotLeader {
+        /// The thread.
+        tid: i32,
+        /// Its process.
+        pid: i32,
+    },
+    /// A kernel thread has no memory of its own.
+    #[error("process {0} is a kernel thread: it has no memory to checkpoint")]
+    KernelThread(i32),
+    /// A zombie has no memory any more.
+    #[error("process {0} is a zombie: it has ended, and waits for its parent {1} to take notice")]
+    Zombie(i32, i32),
+    /// Only one tracer at a time.
+    #[error("process {pid} is already traced by process {tracer} ({comm}): end that one first")]
+    Traced {
+        /// The target.
+        pid: i32,
+        /// Its tracer.
+        tracer: i32,
+        /// The tracer's name.
+        comm: String,
+    },
+    /// Stopping ourselves, or whoever waits for us, would never end.
+    #[error(
+        "process {0} is memckpt itself or one of its ancestors: it would wait for itself for ever. Start memckpt from elsewhere, for example with setsid"
+    )]
+    Ancestor(i32),
+    /// The parasite and the images are x86-64's.
+    #[error("process {0} is a 32-bit task: memckpt captures 64-bit x86 processes only")]
+    ThirtyTwoBit(i32),
+    /// Another process shares the target's memory and would go on changing it.
+    #[error(
+        "process {other} shares the memory of process {pid} (vfork or clone(CLONE_VM)): it would change the memory during the checkpoint. Wait until it has called exec or ended"
+    )]
+    SharedMm {
+        /// The target.
+        pid: i32,
+        /// The other process.
+        other: i32,
+    },
+    /// We may not.
+    #[error("no permission to checkpoint process {pid}: {need}")]
+    Rights {
+        /// The target.
+        pid: i32,
+        /// What is missing.
+        need: String,
+    },
+    /// A mapping that cannot be captured.
+    #[error("process {pid}: the mapping at {range}{name} {reason}")]
+    Mapping {
+        /// The target.
+        pid: i32,
+        /// Where.
+        range: AddrRange,
+        /// ` (name)`, or nothing.
+        name: String,
+        /// Why, and the way out.
+        reason: String,
+    },
+    /// A descriptor whose kernel side writes memory behind every tracker's back.
+    #[error("process {pid}: descriptor {fd} ({kind}) {reason}")]
+    Descriptor {
+        /// The target.
+        pid: i32,
+        /// The descriptor.
+        fd: i32,
+        /// What it is.
+        kind: &'static str,
+        /// Why, and the way out.
+        reason: &'static str,
+    },
+    /// Not all state is captured yet.
+    #[error(
+        "dump without --leave-running or --leave-stopped would end process {0}, but a checkpoint holds memory and registers only as yet (no descriptors, credentials or timers): the process could not be brought back. Add --leave-running or --leave-stopped"
+    )]
+    WouldEnd(i32),
+    /// Asked for an incremental checkpoint where nothing can track.
+    #[error("{0}")]
+    NoTracker(String),
+}
+
+/// The target's identity, once it is certain that this process can be checkpointed.
+pub(super) fn process(request: &Request) -> Result<TargetId, DumpError> {
+    let pid = request.pid;
+    if request.kind == Kind::Dump && request.afterwards == Afterwards::Ended {
+        return Err(Refusal::WouldEnd(pid).into());
+    }
+    Ok(checkable(pid)?)
+}
+
+/// Whether `pid` is a process that memckpt can watch and checkpoint: who it is.
+///
+/// # Errors
+/// Why not.
+pub fn checkable(pid: i32) -> Result<TargetId, Refusal> {
+    let gone = |_| Refusal::NoProcess(pid);
+    let status = status::status(pid).map_err(gone)?;
+    let stat = status::stat(pid).map_err(gone)?;
+    if status.tgid != pid {
+        return Err(Refusal::NotLeader { tid: pid, pid: status.tgid });
+    }
+    if process::is_kernel_thread(pid).map_err(gone)? {
+        return Err(Refusal::KernelThread(pid));
+    }
+    if matches!(stat.state, 'Z' | 'X' | 'x') {
+        return Err(Refusal::Zombie(pid, stat.ppid));
+    }
+    if status.tracer_pid != 0 {
+        // TracerPid names the tracing thread.
+        let tracer = status::status(status.tracer_pid).map_or(status.tracer_pid, |s| s.tgid);
+        let comm = status::stat(tracer).map(|s| s.comm).unwrap_or_default();
+        return Err(Refusal::Traced { pid, tracer, comm });
+    }
+    // Each of them waits for us, or is us: frozen, it would never let us finish.
+    if process::ancestors().is_ok_and(|ancestors| ancestors.contains(&pid))
+        || pid == std::process::id() as i32
+    {
+        return Err(Refusal::Ancestor(pid));
+    }
+    rights(pid)?;
+    if process::bitness(pid).is_ok_and(|bits| bits == Bitness::Bits32) {
+        return Err(Refusal::ThirtyTwoBit(pid));
+    }
+    if let Some(other) = sharing_mm(pid) {
+        return Err(Refusal::SharedMm { pid, other });
+    }
+    descriptors(pid)?;
+    TargetId::of(pid).map_err(gone)
+}
+
+/// Another process with the same address space: clone(2) with CLONE_VM and without CLONE_THREAD, as vfork(2) makes.
+fn sharing_mm(pid: i32) -> Option<i32> {
+    let processes = std::fs::read_dir("/proc").ok()?;
+    processes
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
+        .find(|&other| other != pid && process::shares_mm(pid, other).unwrap_or(false))
+}
+
+/// ptrace's own check (ptrace(2), PTRACE_MODE_ATTACH) on a file that asks for it, so that the answer is the kernel's.
+fn rights(pid: i32) -> Result<(), Refusal> {
+    match std::fs::File::open(format!("/proc/{pid}/mem")) {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Refusal::NoProcess(pid)),
+        Err(e) => Err(Refusal::Rights {
+            pid,
+            need: format!(
+                "/proc/{pid}/mem: {e}. It takes root, or the capabilities CAP_SYS_PTRACE and CAP_CHECKPOINT_RESTORE"
+            ),
+        }),
+    }
+}
+
+/// Descriptors whose kernel side changes memory where no tracker sees it.
+fn descriptors(pid: i32) -> Result<(), Refusal> {
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return Ok(()) };
+    for entry in entries.flatten() {
+        let Some(fd) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+        let Ok(link) = std::fs::read_link(entry.path()) else { continue };
+        match link.to_str() {
+            Some("anon_inode:[userfaultfd]") => {
+                return Err(Refusal::Descriptor {
+                    pid,
+                    fd,
+                    kind: "userfaultfd",
+                    reason: "lets the process install pages that no tracker sees: memckpt does not checkpoint such a process while the descriptor is open",
+                });
+            }
+            Some("anon_inode:[io_uring]") if has_registered_buffers(pid, fd) => {
+                return Err(Refusal::Descriptor {
+                    pid,
+                    fd,
+                    kind: "io_uring with registered buffers",
+                    reason: "lets the kernel write into pinned pages that no tracker sees: unregister the buffers first",
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// `UserBufs:` in an io_uring's fdinfo (io_uring/fdinfo.c) counts its registered buffers.
+fn has_registered_buffers(pid: i32, fd: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).is_ok_and(|text| {
+        text.lines()
+            .filter_map(|l| l.strip_prefix("UserBufs:"))
+            .any(|n| n.trim().parse::<u64>().is_ok_and(|n| n > 0))
+    })
+}
+
+/// Mappings that cannot be captured.
+pub(super) fn mapping(pid: i32, vma: &Vma, class: VmaClass) -> Result<(), Refusal> {
+    match class {
+        VmaClass::Refused(reason) => Err(refused_mapping(pid, vma, reason.to_string())),
+        _ => Ok(()),
+    }
+}
+
+/// Shared memory that belongs to no file is not captured yet. A pre-dump takes what it can, and says so; a dump that
+/// claims to be whole is refused.
+pub(super) fn shared_memory(
+    request: &Request,
+    layout: &Layout,
+    notes: &mut Vec<String>,
+) -> Result<(), Refusal> {
+    let shared: Vec<&Vma> = layout.shared_anonymous().collect();
+    let Some(first) = shared.first() else { return Ok(()) };
+    if request.kind == Kind::Dump {
+        let reason =
+            "is shared memory that belongs to no file: dump does not capture it yet; pre-dump takes the rest";
+        return Err(refused_mapping(request.pid, first, reason.to_owned()));
+    }
+    let bytes: u64 = shared.iter().map(|vma| vma.range.len()).sum();
+    notes.push(format!(
+        "{} shared mappings without a file ({} KiB) are not in a pre-dump",
+        shared.len(),
+        bytes >> 10
+    ));
+    Ok(())
+}
+
+/// A mapping in which remap_file_pages(2) was seen.
+pub(super) fn nonlinear(pid: i32, vmas: &[Vma], observed: &RangeSet) -> Result<(), Refusal> {
+    let Some(vma) = vmas.iter().find(|v| observed.overlaps(v.range)) else { return Ok(()) };
+    let reason = "was rearranged by remap_file_pages(2): non-linear mappings are not captured. Kernels from 4.0 on make \
+                  ordinary mappings of them: --allow-emulated-nonlinear captures those";
+    Err(refused_mapping(pid, vma, reason.to_owned()))
+}
+
+fn refused_mapping(pid: i32, vma: &Vma, reason: String) -> Refusal {
+    let name = if vma.name.is_empty() { String::new() } else { format!(" ({})", vma.name) };
+    Refusal::Mapping { pid, range: vma.range, name, reason }
+}

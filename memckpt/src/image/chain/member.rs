@@ -1,0 +1,201 @@
+//! One directory of a chain.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use prost::Message;
+
+use crate::image::files;
+use crate::image::magic::{self, ImageKind};
+use crate::image::meta::{CheckpointMeta, META};
+use crate::image::pagemap::PagemapImage;
+use crate::image::proto::{CoreEntry, InventoryEntry, MmEntry, PstreeEntry, StatsEntry};
+use crate::image::record::{self, RecordError, Records};
+
+use super::ChainError;
+
+/// One directory of a chain, open.
+#[derive(Debug)]
+pub struct Member {
+    fd: OwnedFd,
+    identity: (u64, u64),
+    path: PathBuf,
+    pid: i32,
+    inventory: InventoryEntry,
+    meta: Option<CheckpointMeta>,
+    pagemap: PagemapImage,
+    pages: Option<File>,
+}
+
+impl Member {
+    pub(super) fn open(
+        fd: OwnedFd,
+        identity: (u64, u64),
+        path: PathBuf,
+        pid: Option<i32>,
+    ) -> Result<Self, ChainError> {
+        let read = |file: &str| files::read_file(&fd, file).map_err(|source| read_error(&path, file, source));
+        let damaged = |source| ChainError::Damaged { path: path.clone(), source };
+        let Some(bytes) = read(magic::INVENTORY)? else {
+            return Err(ChainError::Incomplete(path));
+        };
+        let inventory = record::single(magic::INVENTORY, ImageKind::Inventory, &bytes).map_err(damaged)?;
+        let meta = match read(META)? {
+            Some(bytes) => Some(
+                CheckpointMeta::decode(&bytes)
+                    .map_err(|source| ChainError::Meta { path: path.clone(), source })?,
+            ),
+            None => None,
+        };
+        let pid = match pid {
+            Some(pid) => pid,
+            None => root_pid(&fd, &path, meta.as_ref())?,
+        };
+        let name = magic::pagemap_name(pid);
+        // A process that was not there yet when the parent was made has no pagemap in it.
+        let pagemap = match read(&name)? {
+            Some(bytes) => PagemapImage::decode(&name, &bytes).map_err(damaged)?,
+            None => PagemapImage::default(),
+        };
+        let name = magic::pages_name(pagemap.pages_id());
+        let (needed, mut has) = (pagemap.bytes(), 0);
+        let mut pages = None;
+        if needed > 0 {
+            pages = files::open_file(&fd, &name).map_err(|source| read_error(&path, &name, source))?;
+            if let Some(file) = &pages {
+                has = file.metadata().map_err(|source| read_error(&path, &name, source))?.len();
+            }
+        }
+        if has < needed {
+            return Err(ChainError::PagesTooShort { path, file: name, needed, has });
+        }
+        Ok(Self { fd, identity, path, pid, inventory, meta, pagemap, pages })
+    }
+
+    /// Device and inode of the directory.
+    #[must_use]
+    pub fn identity(&self) -> (u64, u64) {
+        self.identity
+    }
+
+    /// The path that it was reached by.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its inventory.
+    #[must_use]
+    pub fn inventory(&self) -> &InventoryEntry {
+        &self.inventory
+    }
+
+    /// Its `memckpt.json`; `None` for a checkpoint that CRIU made.
+    #[must_use]
+    pub fn meta(&self) -> Option<&CheckpointMeta> {
+        self.meta.as_ref()
+    }
+
+    /// The process's pagemap: what is here, and what is left to the parent.
+    #[must_use]
+    pub fn pagemap(&self) -> &PagemapImage {
+        &self.pagemap
+    }
+
+    /// The processes; empty for a pre-dump that has none.
+    ///
+    /// # Errors
+    /// `pstree.img` is unreadable or damaged.
+    pub fn tree(&self) -> Result<Vec<PstreeEntry>, ChainError> {
+        read_tree(&self.fd, &self.path)
+    }
+
+    /// The address space of the process, if it is recorded.
+    ///
+    /// # Errors
+    /// `mm-PID.img` is unreadable or damaged.
+    pub fn mm(&self) -> Result<Option<MmEntry>, ChainError> {
+        self.single(&magic::mm_name(self.pid), ImageKind::Mm)
+    }
+
+    /// Thread `tid`, if it is recorded.
+    ///
+    /// # Errors
+    /// `core-TID.img` is unreadable or damaged.
+    pub fn core(&self, tid: i32) -> Result<Option<CoreEntry>, ChainError> {
+        self.single(&magic::core_name(tid), ImageKind::Core)
+    }
+
+    /// `stats-dump`, if there is one.
+    ///
+    /// # Errors
+    /// It is unreadable or damaged.
+    pub fn stats(&self) -> Result<Option<StatsEntry>, ChainError> {
+        self.single(magic::STATS_DUMP, ImageKind::Stats)
+    }
+
+    pub(super) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ChainError> {
+        let name = magic::pages_name(self.pagemap.pages_id());
+        let file = self
+            .pages
+            .as_ref()
+            .ok_or_else(|| read_error(&self.path, &name, io::ErrorKind::NotFound.into()))?;
+        file.read_exact_at(buffer, offset).map_err(|source| read_error(&self.path, &name, source))
+    }
+
+    fn single<M: Message + Default>(&self, name: &str, kind: ImageKind) -> Result<Option<M>, ChainError> {
+        let bytes =
+            files::read_file(&self.fd, name).map_err(|source| read_error(&self.path, name, source))?;
+        bytes
+            .map(|bytes| record::single(name, kind, &bytes))
+            .transpose()
+            .map_err(|source| ChainError::Damaged { path: self.path.clone(), source })
+    }
+}
+
+fn read_error(path: &Path, file: &str, source: io::Error) -> ChainError {
+    ChainError::Read { path: path.to_owned(), file: file.to_owned(), source }
+}
+
+fn read_tree(fd: &OwnedFd, path: &Path) -> Result<Vec<PstreeEntry>, ChainError> {
+    let name = magic::PSTREE;
+    let Some(bytes) = files::read_file(fd, name).map_err(|source| read_error(path, name, source))? else {
+        return Ok(Vec::new());
+    };
+    Records::open(name, ImageKind::Pstree, &bytes)
+        .and_then(|mut records| records.rest())
+        .map_err(|source| ChainError::Damaged { path: path.to_owned(), source })
+}
+
+/// The root of the tree; without one, as in CRIU's pre-dumps, the only process with a pagemap.
+fn root_pid(fd: &OwnedFd, path: &Path, meta: Option<&CheckpointMeta>) -> Result<i32, ChainError> {
+    if let Some(root) = read_tree(fd, path)?.first() {
+        return i32::try_from(root.pid).map_err(|_| ChainError::Damaged {
+            path: path.to_owned(),
+            source: RecordError::Content {
+                file: magic::PSTREE.to_owned(),
+                record: 0,
+                reason: format!("{} is no PID", root.pid),
+            },
+        });
+    }
+    if let Some(meta) = meta {
+        return Ok(meta.target.pid);
+    }
+    let names = files::names(fd).map_err(|errno| read_error(path, ".", errno.into()))?;
+    let pids: Vec<i32> = names
+        .iter()
+        .filter_map(|name| name.to_str()?.strip_prefix("pagemap-")?.strip_suffix(".img")?.parse().ok())
+        .collect();
+    match pids[..] {
+        [pid] => Ok(pid),
+        _ => Err(ChainError::WhichProcess { path: path.to_owned(), pids }),
+    }
+}

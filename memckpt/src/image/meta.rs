@@ -1,0 +1,202 @@
+//! `memckpt.json`: what memckpt knows of a checkpoint and CRIU's images have no field for. CRIU ignores it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::addr::PageCount;
+use crate::tracker::epoch::{CheckpointId, Epoch, SessionId};
+
+/// The file's name. Not `.img`: it is none of CRIU's.
+pub const META: &str = "memckpt.json";
+/// The version of [`CheckpointMeta`] written and read here.
+pub const META_VERSION: u32 = 1;
+
+/// Whether a checkpoint holds memory only, or more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CheckpointKind {
+    /// Memory only; the target ran on.
+    PreDump,
+    /// Memory and the state of the process.
+    Dump,
+}
+
+/// How the pages left the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PageMode {
+    /// By a parasite's vmsplice(2) through pipes.
+    Splice,
+    /// By reading `/proc/PID/mem`, or process_vm_readv(2), without a parasite.
+    Read,
+}
+
+/// Which process it was: the PID and when it started, in clock ticks since boot (`/proc/PID/stat`, field 22).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetaTarget {
+    /// PID, in the PID namespace of the dumper.
+    pub pid: i32,
+    /// Start time in clock ticks since boot.
+    pub start_time: u64,
+}
+
+/// What a checkpoint counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counters {
+    /// Pages that were found present or swapped, and decided on one by one.
+    pub pages_scanned: PageCount,
+    /// Pages in the ranges that the kernel was asked to look at.
+    pub entries_read: PageCount,
+    /// Pages whose bytes are in this directory.
+    pub pages_written: PageCount,
+    /// Pages left to the parent.
+    pub pages_inherited: PageCount,
+    /// Layout events seen since the epoch began.
+    pub layout_events: u64,
+    /// Chunks of 2 MiB touched since the epoch began; `None` without hints.
+    pub chunks_touched: Option<u64>,
+    /// Sum of all loss counters. Anything but 0 made the scan a full one.
+    pub losses: u64,
+}
+
+/// How long the steps took, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Timings {
+    /// Until all threads stood still.
+    pub freezing_us: u64,
+    /// While all threads stood still.
+    pub frozen_us: u64,
+    /// Getting the pages out of the target.
+    pub memdump_us: u64,
+    /// Writing them to disk.
+    pub memwrite_us: u64,
+    /// Clearing the dirty state.
+    pub clear_us: u64,
+}
+
+/// One checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointMeta {
+    /// [`META_VERSION`] of the writer.
+    pub version: u32,
+    /// The version of memckpt that wrote it.
+    pub memckpt: String,
+    /// Its name in the chain.
+    pub id: CheckpointId,
+    /// Memory only, or more.
+    pub kind: CheckpointKind,
+    /// The checkpoint in the `parent` directory.
+    pub parent: Option<CheckpointId>,
+    /// The session that tracked the target, if one did.
+    pub session: Option<SessionId>,
+    /// The epoch that this checkpoint's clear began; `None` where nothing was cleared.
+    pub epoch: Option<Epoch>,
+    /// Which dirty source decided, as `--tracker` names it; `None` when everything was dumped.
+    pub tracker: Option<String>,
+    /// How far hints narrowed the scan.
+    pub hint_mode: Option<String>,
+    /// How the pages left the target.
+    pub page_mode: PageMode,
+    /// Which process it is of.
+    pub target: MetaTarget,
+    /// `/proc/sys/kernel/random/boot_id`: PIDs and start times mean nothing in another boot.
+    pub boot_id: String,
+    /// When the target was frozen, in milliseconds since 1970.
+    pub taken_unix_ms: u64,
+    /// What it counted.
+    #[serde(default)]
+    pub counters: Counters,
+    /// How long it took.
+    #[serde(default)]
+    pub timings: Timings,
+    /// What a user should know of it: weaker modes and why.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+/// A `memckpt.json` that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum MetaError {
+    /// Not the JSON expected.
+    #[error("{META} is damaged: {0}")]
+    Json(#[from] serde_json::Error),
+    /// Written by a later memckpt.
+    #[error("{META} has version {0}, this memckpt reads up to {META_VERSION}")]
+    Version(u32),
+}
+
+impl CheckpointMeta {
+    /// The file's content.
+    ///
+    /// # Errors
+    /// None in practice: no key or value here can fail to become JSON.
+    pub fn encode(&self) -> Result<Vec<u8>, MetaError> {
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        Ok(text)
+    }
+
+    /// Reads the file's content.
+    ///
+    /// # Errors
+    /// It is damaged, or of a later version.
+    pub fn decode(bytes: &[u8]) -> Result<Self, MetaError> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let Version { version } = serde_json::from_slice(bytes)?;
+        if version > META_VERSION {
+            return Err(MetaError::Version(version));
+        }
+        Ok(serde_json::from_slice(bytes)?)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A checkpoint of process 100 for tests.
+    pub(crate) fn sample() -> CheckpointMeta {
+        CheckpointMeta {
+            version: META_VERSION,
+            memckpt: "0.1.0".into(),
+            id: "00112233445566778899aabbccddeeff".parse().unwrap(),
+            kind: CheckpointKind::PreDump,
+            parent: None,
+            session: None,
+            epoch: Some(Epoch(2)),
+            tracker: Some("soft-dirty".into()),
+            hint_mode: Some("complete".into()),
+            page_mode: PageMode::Splice,
+            target: MetaTarget { pid: 100, start_time: 12345 },
+            boot_id: "b".into(),
+            taken_unix_ms: 1_700_000_000_000,
+            counters: Counters { pages_written: PageCount(3), ..Counters::default() },
+            timings: Timings { frozen_us: 900, ..Timings::default() },
+            notes: vec!["one".into()],
+        }
+    }
+
+    #[test]
+    fn it_comes_back_and_damage_is_an_error() {
+        let bytes = sample().encode().unwrap();
+        assert_eq!(CheckpointMeta::decode(&bytes).unwrap(), sample());
+        for cut in 0..bytes.len() - 2 {
+            assert!(CheckpointMeta::decode(&bytes[..cut]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_later_version_is_refused_by_number_and_unknown_fields_are_not() {
+        let mut value = serde_json::to_value(sample()).unwrap();
+        value["something"] = 1.into();
+        assert_eq!(CheckpointMeta::decode(&serde_json::to_vec(&value).unwrap()).unwrap(), sample());
+        value["version"] = 9.into();
+        value["kind"] = "from the future".into();
+        let error = CheckpointMeta::decode(&serde_json::to_vec(&value).unwrap()).unwrap_err();
+        assert!(matches!(error, MetaError::Version(9)), "{error}");
+    }
+}

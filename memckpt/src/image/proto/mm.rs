@@ -1,0 +1,76 @@
+//! `mm-PID.img`: address spaces.
+
+/// One AIO context.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct AioRingEntry {
+    #[prost(uint64, required, tag = "1")]
+    pub id: u64,
+    #[prost(uint32, required, tag = "2")]
+    pub nr_req: u32,
+    #[prost(uint32, required, tag = "3")]
+    pub ring_len: u32,
+}
+
+/// `mm-PID.img`: the layout of an address space.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct MmEntry {
+    #[prost(uint64, required, tag = "1")]
+    pub mm_start_code: u64,
+    #[prost(uint64, required, tag = "2")]
+    pub mm_end_code: u64,
+    #[prost(uint64, required, tag = "3")]
+    pub mm_start_data: u64,
+    #[prost(uint64, required, tag = "4")]
+    pub mm_end_data: u64,
+    #[prost(uint64, required, tag = "5")]
+    pub mm_start_stack: u64,
+    #[prost(uint64, required, tag = "6")]
+    pub mm_start_brk: u64,
+    #[prost(uint64, required, tag = "7")]
+    pub mm_brk: u64,
+    #[prost(uint64, required, tag = "8")]
+    pub mm_arg_start: u64,
+    #[prost(uint64, required, tag = "9")]
+    pub mm_arg_end: u64,
+    #[prost(uint64, required, tag = "10")]
+    pub mm_env_start: u64,
+    #[prost(uint64, required, tag = "11")]
+    pub mm_env_end: u64,
+    #[prost(uint32, required, tag = "12")]
+    pub exe_file_id: u32,
+    #[prost(uint64, repeated, packed = "false", tag = "13")]
+    pub mm_saved_auxv: Vec<u64>,
+    #[prost(message, repeated, tag = "14")]
+    pub vmas: Vec<VmaEntry>,
+    #[prost(int32, optional, tag = "15")]
+    pub dumpable: Option<i32>,
+    #[prost(message, repeated, tag = "16")]
+    pub aios: Vec<AioRingEntry>,
+    #[prost(bool, optional, tag = "17")]
+    pub thp_disabled: Option<bool>,
+}
+
+/// One memory area.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct VmaEntry {
+    #[prost(uint64, required, tag = "1")]
+    pub start: u64,
+    #[prost(uint64, required, tag = "2")]
+    pub end: u64,
+    #[prost(uint64, required, tag = "3")]
+    pub pgoff: u64,
+    #[prost(uint64, required, tag = "4")]
+    pub shmid: u64,
+    #[prost(uint32, required, tag = "5")]
+    pub prot: u32,
+    #[prost(uint32, required, tag = "6")]
+    pub flags: u32,
+    #[prost(uint32, required, tag = "7")]
+    pub status: u32,
+    #[prost(sint64, required, tag = "8")]
+    pub fd: i64,
+    #[prost(uint64, optional, tag = "9")]
+    pub madv: Option<u64>,
+    #[prost(uint32, optional, tag = "10")]
+    pub fdflags: Option<u32>,
+}

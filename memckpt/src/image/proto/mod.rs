@@ -1,0 +1,18 @@
+//! CRIU's protobuf messages, written from their field numbers. Proto2: repeated numbers are not packed.
+//!
+//! Field names are the schema's, so they carry no documentation of their own.
+#![expect(missing_docs, reason = "the fields are named and defined by CRIU's schema")]
+
+mod core;
+mod inventory;
+mod mm;
+mod pagemap;
+mod stats;
+mod x86;
+
+pub use self::core::*;
+pub use self::inventory::*;
+pub use self::mm::*;
+pub use self::pagemap::*;
+pub use self::stats::*;
+pub use self::x86::*;

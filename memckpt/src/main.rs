@@ -1,0 +1,9 @@
+//! The `memckpt` command.
+
+use std::process::ExitCode;
+
+mod cli;
+
+fn main() -> ExitCode {
+    cli::main()
+}

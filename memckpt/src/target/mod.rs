@@ -1,0 +1,44 @@
+//! A process held still: find all threads, seize, infect, call, cure.
+//!
+//! Whatever happens to memckpt, the target runs on as if it had seen SIGSTOP and SIGCONT: docs on [`Frozen`] and
+//! [`Infected`] say how. ptrace binds a tracee to the *thread* that seized it: run a whole checkpoint in
+//! [`on_tracer_thread`], and its end, however it comes about, releases everything.
+
+mod adopt;
+mod blob;
+mod chain;
+mod commit;
+mod cure;
+mod freeze;
+mod gadgets;
+mod grab;
+mod infected;
+mod injection;
+mod proc;
+mod registers;
+mod robust;
+mod seccomp;
+mod segment;
+mod stack;
+mod stops;
+
+pub use commit::InfectError;
+pub use cure::CureError;
+pub use freeze::{FreezeError, Frozen};
+pub use grab::GrabError;
+pub use infected::{CommandError, Infected};
+pub use injection::{InfectRefusal, Injection};
+pub use registers::ThreadRegisters;
+pub use segment::sweep;
+
+/// Runs `work` on a thread of its own and waits for it. When that thread ends, whatever it still traces is released by
+/// the kernel, also a thread that did not stop in time and so cannot be detached from.
+///
+/// # Panics
+/// Goes on with a panic of `work`.
+pub fn on_tracer_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| match scope.spawn(work).join() {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
+}

@@ -1,0 +1,405 @@
+//! The eBPF agent: hooks that say where to look. A hint says where, never what; the kernel is asked for the rest.
+
+mod bitmap;
+mod events;
+mod hooks;
+mod load;
+mod losses;
+mod selftest;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::os::fd::AsRawFd;
+use std::os::linux::fs::MetadataExt;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use aya::Ebpf;
+use aya::maps::{MapData, PerCpuArray, RingBuf};
+use memckpt_ebpf::{RING_BYTES, Record, counter, loss};
+use serde::{Deserialize, Serialize};
+
+use crate::addr::Chunk;
+use crate::kernel::SyscallError;
+use crate::kernel::btf::BtfError;
+use bitmap::{Bitmaps, ControlPage};
+use load::{Attached, Capture, Types};
+
+pub use bitmap::Buffer;
+pub use events::{EVERYTHING, EventKind, LayoutEvent};
+pub use hooks::{Fact, HintMode, HookChoice, HookReport, HookState, Refusal};
+pub use losses::{Counters, Losses};
+
+/// A program that neither finishes nor runs for this long is starved; the epoch is then lost.
+const FLIP_LIMIT: Duration = Duration::from_secs(1);
+
+/// Why the agent could not be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The kernel's type information is missing, or lacks a structure.
+    #[error(transparent)]
+    Btf(#[from] BtfError),
+    /// A system call failed.
+    #[error(transparent)]
+    Syscall(#[from] SyscallError),
+    /// The maps could not be created: too few rights (CAP_BPF, CAP_PERFMON), or no BPF.
+    #[error("loading the BPF object: {0}")]
+    Load(#[source] Box<aya::EbpfError>),
+    /// The embedded object lacks a map.
+    #[error("the BPF object has no map {0} of the expected type")]
+    Object(&'static str),
+    /// The target's address space could not be identified.
+    #[error("finding the target's mm by {hook}: {reason}")]
+    Capture {
+        /// The hook used.
+        hook: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// No hook of the family that was asked for attaches.
+    #[error("{choice} hooks do not work here: {hook}: {reason}")]
+    Choice {
+        /// What was asked for.
+        choice: HookChoice,
+        /// The first hook that failed.
+        hook: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// How to attach.
+#[derive(Clone, Copy, Debug)]
+pub struct AgentOptions {
+    /// Which hooks.
+    pub choice: HookChoice,
+    /// Size of the event ring in bytes: a power of two, at least a page.
+    pub ring_bytes: u32,
+}
+
+impl Default for AgentOptions {
+    fn default() -> Self {
+        Self { choice: HookChoice::Auto, ring_bytes: RING_BYTES }
+    }
+}
+
+/// Hooks attached to the address space of one process. Dropping it detaches them.
+///
+/// Minimum kernel: 6.1 tested; needs BTF, tp_btf (5.5), mmapable arrays (5.5), the ring buffer (5.8).
+pub struct Agent {
+    pid: i32,
+    ebpf: Ebpf,
+    capture: Capture,
+    control: ControlPage,
+    bitmaps: Bitmaps,
+    ring: RingBuf<MapData>,
+    counters: PerCpuArray<MapData, u64>,
+    attached: Attached,
+    report: HookReport,
+    mm: u64,
+    /// What the self-test and the attaching counted.
+    base: (Losses, Counters),
+    /// Misses can no longer be read, or a flip timed out: everything is lost from then on.
+    blind: u64,
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent").field("pid", &self.pid).field("report", &self.report).finish_non_exhaustive()
+    }
+}
+
+/// What one family of hooks can do here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FamilyProbe {
+    /// The family.
+    pub choice: HookChoice,
+    /// What attached and passed the self-test, or why faults cannot be hooked this way.
+    pub outcome: Result<HookReport, String>,
+}
+
+impl Agent {
+    /// Attaches to the address space of `pid`.
+    ///
+    /// The target is not touched: one byte is asked for by process_vm_readv, which takes its mmap lock, and a probe on
+    /// the lock tells the mm. So it works for a process that sleeps forever. Faults and events from before the return
+    /// of this function are not recorded.
+    ///
+    /// # Errors
+    /// [`AgentError`]. Hooks that do not attach are no error but show in [`Agent::hooks`], unless a family was
+    /// asked for by name.
+    pub fn attach(pid: i32, choice: HookChoice) -> Result<Self, AgentError> {
+        Self::attach_with(pid, AgentOptions { choice, ..AgentOptions::default() })
+    }
+
+    /// As [`Agent::attach`], with all options.
+    ///
+    /// # Errors
+    /// As [`Agent::attach`].
+    pub fn attach_with(pid: i32, options: AgentOptions) -> Result<Self, AgentError> {
+        let types = Types::read()?;
+        let mut ebpf = load::load(&types, options.ring_bytes)?;
+        let control = ControlPage::map(load::map_fd(&ebpf, "CONTROL")?)?;
+        let bitmaps = Bitmaps::map(load::map_fd(&ebpf, "TOUCHED")?, load::map_fd(&ebpf, "SUMMARY")?)?;
+        let ring = ebpf.take_map("EVENTS").ok_or(AgentError::Object("EVENTS"))?;
+        let ring = RingBuf::try_from(ring).map_err(|_| AgentError::Object("EVENTS"))?;
+        let counters = ebpf.take_map("COUNTERS").ok_or(AgentError::Object("COUNTERS"))?;
+        let counters = PerCpuArray::try_from(counters).map_err(|_| AgentError::Object("COUNTERS"))?;
+
+        let (mut report, attached) = load::attach_all(&mut ebpf, &types, options.choice);
+        if options.choice != HookChoice::Auto && report.family() != Some(options.choice) {
+            let refusal = report.hooks.iter().find_map(|h| h.refused.first());
+            return Err(AgentError::Choice {
+                choice: options.choice,
+                hook: refusal.map_or_else(String::new, |r| r.hook.clone()),
+                reason: refusal.map_or_else(|| "nothing attached".into(), |r| r.reason.clone()),
+            });
+        }
+        let how = Capture::prepare(&mut ebpf, &types, &report)?;
+        drop(types);
+        let capturing = how.attach(&mut ebpf)?;
+        let target = capture(&control, pid)?;
+        let own = capture(&control, std::process::id() as i32)?;
+        selftest::run(&control, &bitmaps, own.mm, &mut report)?;
+
+        let mut agent = Self {
+            pid,
+            ebpf,
+            capture: how,
+            control,
+            bitmaps,
+            ring,
+            counters,
+            attached,
+            report,
+            mm: target.mm,
+            base: Default::default(),
+            blind: 0,
+        };
+        // What the self-test left behind: nothing of it is the target's.
+        agent.flip();
+        agent.clear_previous();
+        agent.flip();
+        agent.clear_previous();
+        while agent.ring.next().is_some() {}
+        agent.base = (agent.losses(), agent.counters());
+        agent.control.last_brk().store(target.brk, Ordering::SeqCst);
+        agent.control.target_tgid().store(target.tgid, Ordering::SeqCst);
+        agent.control.gone().store(0, Ordering::SeqCst);
+        agent.control.target_mm().store(target.mm, Ordering::SeqCst);
+        if target.tgid == 0 {
+            agent.report.withdraw(Fact::Exec, "mm_struct has no owner (CONFIG_MEMCG)");
+        }
+        let again = capture(&agent.control, pid)?;
+        drop(capturing);
+        if again.mm != target.mm || agent.ended() {
+            return Err(AgentError::Capture {
+                hook: "process_vm_readv".into(),
+                reason: format!("process {pid} executed another program just now"),
+            });
+        }
+        Ok(agent)
+    }
+
+    /// Tries every hook of every family on this process, attached one after the other: for `memckpt check`.
+    ///
+    /// # Errors
+    /// As [`Agent::attach`]; a family that does not work is no error.
+    pub fn probe() -> Result<Vec<FamilyProbe>, AgentError> {
+        let pid = std::process::id() as i32;
+        // Parsed once for all of them.
+        let _types = Types::read()?;
+        let families = [HookChoice::Fentry, HookChoice::Kprobe, HookChoice::Tracepoint];
+        families
+            .into_iter()
+            .map(|choice| match Self::attach(pid, choice) {
+                Ok(agent) => Ok(FamilyProbe { choice, outcome: Ok(agent.report.clone()) }),
+                Err(error @ AgentError::Choice { .. }) => {
+                    Ok(FamilyProbe { choice, outcome: Err(error.to_string()) })
+                }
+                Err(error) => Err(error),
+            })
+            .collect()
+    }
+
+    /// The process.
+    #[must_use]
+    pub const fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Which hooks are attached and what they tell.
+    #[must_use]
+    pub const fn hooks(&self) -> &HookReport {
+        &self.report
+    }
+
+    /// The VMA generation. It moves *before* a change is complete: trust it with all threads stopped, or unchanged
+    /// before and after reading the layout with no writer pending.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.control.generation().load(Ordering::SeqCst)
+    }
+
+    /// Whether the address space that the agent watches has ended: exit, or exec. Nothing is recorded after that.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.control.gone().load(Ordering::SeqCst) != 0
+    }
+
+    /// Asks the kernel whether the process still runs in the address space that is watched. Microseconds; where there
+    /// are no per-VMA locks (before 6.4) it attaches a program for it: tens of milliseconds, not for a freeze.
+    ///
+    /// # Errors
+    /// The process is gone, or the capture fails.
+    pub fn still_attached(&mut self) -> Result<bool, AgentError> {
+        let _capturing = self.capture.attach(&mut self.ebpf)?;
+        let now = capture(&self.control, self.pid)?;
+        Ok(now.mm == self.mm && !self.ended())
+    }
+
+    /// What may have been missed since the attach.
+    #[must_use]
+    pub fn losses(&self) -> Losses {
+        let (misses, unreadable) = match self.attached.misses() {
+            Ok(misses) => (misses, 0),
+            // Known since the attach where it is so by nature; a new failure is a loss.
+            Err(_) => ((0, 0), u64::from(self.report.knows(Fact::MissesCounted))),
+        };
+        let now = Losses {
+            ring: self.control.loss(loss::RING_FULL),
+            high_addr: self.control.loss(loss::HIGH_ADDRESS),
+            flip: self.control.loss(loss::FLIP) + self.blind + unreadable,
+            map_full: self.control.loss(loss::CALLS_FULL) + self.control.loss(loss::FOREIGN_FULL),
+            collapse: self.control.loss(loss::COLLAPSE),
+            recursion: misses.0,
+            nmissed: misses.1,
+        };
+        now.since(&self.base.0)
+    }
+
+    /// What was seen since the attach.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let sum = |index| self.counters.get(&index, 0).map_or(0, |values| values.iter().sum::<u64>());
+        let base = &self.base.1;
+        Counters {
+            faults: sum(counter::FAULTS).saturating_sub(base.faults),
+            zaps: sum(counter::ZAPS).saturating_sub(base.zaps),
+            events: sum(counter::EVENTS).saturating_sub(base.events),
+        }
+    }
+
+    /// Appends the layout events since the last call. Events of a call come after the call has returned.
+    pub fn drain(&mut self, events: &mut Vec<LayoutEvent>) {
+        while let Some(item) = self.ring.next() {
+            events.push(match read_record(&item) {
+                Some(record) => LayoutEvent::from_record(&record),
+                None => LayoutEvent::from_record(&Record::default()),
+            });
+        }
+    }
+
+    /// A descriptor that is readable while events wait, for poll(2).
+    #[must_use]
+    pub fn events_fd(&self) -> std::os::fd::RawFd {
+        self.ring.as_raw_fd()
+    }
+
+    /// Starts a new fault buffer and waits until no program writes the old one, which is [`Buffer::Previous`] then.
+    ///
+    /// It waits for programs that are setting a bit at this moment, which takes nanoseconds, and not for an RCU grace
+    /// period. A bit that was left in the new buffer stays: [`Agent::clear_previous`] before the next flip.
+    pub fn flip(&mut self) {
+        if !self.control.flip(FLIP_LIMIT) {
+            tracing::warn!("a BPF program was not scheduled for {FLIP_LIMIT:?}: the epoch's hints are lost");
+            self.blind += 1;
+        }
+    }
+
+    fn index(&self, buffer: Buffer) -> u32 {
+        let active = (self.control.active().load(Ordering::SeqCst) & 1) as u32;
+        match buffer {
+            Buffer::Current => active,
+            Buffer::Previous => active ^ 1,
+        }
+    }
+
+    /// The chunks touched, in order.
+    #[must_use]
+    pub fn touched(&self, buffer: Buffer) -> Vec<Chunk> {
+        self.bitmaps.touched(self.index(buffer))
+    }
+
+    /// How many chunks were touched.
+    #[must_use]
+    pub fn touched_count(&self, buffer: Buffer) -> u64 {
+        self.bitmaps.count(self.index(buffer))
+    }
+
+    /// Marks `chunks` as touched in the current buffer.
+    pub fn carry(&self, chunks: impl IntoIterator<Item = Chunk>) {
+        let buffer = self.index(Buffer::Current);
+        for chunk in chunks {
+            self.bitmaps.set(buffer, chunk);
+        }
+    }
+
+    /// Forgets the previous buffer.
+    pub fn clear_previous(&mut self) {
+        self.bitmaps.clear(self.index(Buffer::Previous));
+    }
+}
+
+fn read_record(bytes: &[u8]) -> Option<Record> {
+    if bytes.len() < size_of::<Record>() {
+        return None;
+    }
+    // SAFETY: long enough; a Record is plain integers, valid for any bits; read_unaligned needs no alignment.
+    Some(unsafe { bytes.as_ptr().cast::<Record>().read_unaligned() })
+}
+
+struct Captured {
+    mm: u64,
+    tgid: u64,
+    brk: u64,
+}
+
+/// Finds the mm of `pid` with the capture program attached.
+fn capture(control: &ControlPage, pid: i32) -> Result<Captured, AgentError> {
+    const NS: &str = "/proc/self/ns/pid";
+    let ns = std::fs::metadata(NS).map_err(|e| SyscallError::new("stat", NS, e))?;
+    control.capture_ns(0).store(ns.st_dev(), Ordering::SeqCst);
+    control.capture_ns(1).store(ns.st_ino(), Ordering::SeqCst);
+    control.capture_own().store(u64::from(pid == std::process::id() as i32), Ordering::SeqCst);
+    control.captured_mm().store(0, Ordering::SeqCst);
+    control.captured_tgid().store(0, Ordering::SeqCst);
+    let mut byte = 0u8;
+    let local = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    // The lock is taken before the address is looked at (process_vm_rw_single_vec), so any will do.
+    let remote = libc::iovec { iov_base: std::ptr::without_provenance_mut(0x1000), iov_len: 1 };
+    // SAFETY: gettid has no preconditions; process_vm_readv writes at most one byte, into `byte`.
+    let error = unsafe {
+        control.capture_tid().store(libc::gettid() as u64, Ordering::SeqCst);
+        let read = libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0);
+        let error = std::io::Error::last_os_error();
+        control.capture_tid().store(0, Ordering::SeqCst);
+        (read < 0).then_some(error)
+    };
+    let mm = control.captured_mm().load(Ordering::SeqCst);
+    match error {
+        _ if mm != 0 => Ok(Captured {
+            mm,
+            tgid: control.captured_tgid().load(Ordering::SeqCst),
+            brk: control.captured_brk().load(Ordering::SeqCst),
+        }),
+        Some(error) if error.raw_os_error() != Some(libc::EFAULT) => {
+            Err(SyscallError::new("process_vm_readv", format!("process {pid}"), error).into())
+        }
+        _ => Err(AgentError::Capture {
+            hook: "tp_btf/mmap_lock_acquire_returned".into(),
+            reason: "the probe did not fire".into(),
+        }),
+    }
+}

@@ -1,0 +1,108 @@
+//! The agent and the maps file as the record sees them.
+
+use std::os::fd::BorrowedFd;
+
+use super::record::{EventSource, Observed};
+use super::translate::translate;
+use crate::addr::{AddrRange, Chunk};
+use crate::kernel::maps::{MapsError, MapsFile, Vma};
+use crate::tracker::agent::{Agent, Buffer, Fact, HintMode, LayoutEvent, Losses};
+use crate::tracker::model::LayoutSource;
+
+/// Facts without which the record of layout changes is not unbroken.
+const RECORD: [Fact; 2] = [Fact::LayoutCalls, Fact::Generation];
+
+/// The eBPF agent as a source of events.
+#[derive(Debug)]
+pub(super) struct AgentEvents {
+    agent: Agent,
+    /// Number of the session's own userfaultfd.
+    userfaultfd: Option<i32>,
+    buffer: Vec<LayoutEvent>,
+}
+
+impl AgentEvents {
+    pub(super) fn new(agent: Agent) -> Self {
+        Self { agent, userfaultfd: None, buffer: Vec::new() }
+    }
+
+    pub(super) fn ring_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the ring's descriptor, open as long as the agent that is borrowed from.
+        unsafe { BorrowedFd::borrow_raw(self.agent.events_fd()) }
+    }
+
+    /// Whether a write to the target's clear_refs is an event.
+    pub(super) fn tell_clears(&self) -> bool {
+        self.agent.hooks().knows(Fact::ForeignWrites)
+    }
+
+    pub(super) fn set_userfaultfd(&mut self, fd: i32) {
+        self.userfaultfd = Some(fd);
+    }
+
+    /// Why layout changes may go unnoticed, if so. `foreign_writes`: the dirty source does not see other processes'
+    /// writes that were under way at its scan.
+    pub(super) fn gaps(&self, foreign_writes: bool) -> Option<String> {
+        let needed = RECORD.into_iter().chain(foreign_writes.then_some(Fact::ForeignWrites));
+        let gaps: Vec<_> = needed.filter(|&f| !self.agent.hooks().knows(f)).map(|f| f.to_string()).collect();
+        (!gaps.is_empty()).then(|| format!("not seen: {}", gaps.join(", ")))
+    }
+}
+
+impl EventSource for AgentEvents {
+    fn generation(&self) -> u64 {
+        self.agent.generation()
+    }
+
+    fn losses(&self) -> Losses {
+        self.agent.losses()
+    }
+
+    fn drain(&mut self, events: &mut Vec<Observed>) {
+        self.agent.drain(&mut self.buffer);
+        for event in self.buffer.drain(..) {
+            tracing::trace!(?event);
+            translate(&event, self.userfaultfd, events);
+        }
+    }
+
+    fn hint_mode(&self) -> HintMode {
+        self.agent.hooks().hint_mode()
+    }
+
+    fn flip(&mut self) {
+        self.agent.flip();
+    }
+
+    fn previous(&self) -> Vec<Chunk> {
+        self.agent.touched(Buffer::Previous)
+    }
+
+    fn current(&self) -> Vec<Chunk> {
+        self.agent.touched(Buffer::Current)
+    }
+
+    fn carry(&mut self, chunks: &[Chunk]) {
+        self.agent.carry(chunks.iter().copied());
+    }
+
+    fn clear_previous(&mut self) {
+        self.agent.clear_previous();
+    }
+}
+
+impl LayoutSource for MapsFile {
+    type Error = MapsError;
+
+    fn query(&mut self, range: AddrRange) -> Result<Vec<Vma>, MapsError> {
+        MapsFile::query(self, range)
+    }
+
+    fn read_all(&mut self) -> Result<Vec<Vma>, MapsError> {
+        self.read()
+    }
+
+    fn can_query(&self) -> bool {
+        MapsFile::can_query(self)
+    }
+}
