@@ -1,0 +1,48 @@
+//! A process with so many MiB of resident memory, for benchmarks: `memckpt-resident MIB`. Prints `ready`; then
+//! `dirty SEED PAGES CHUNKS` on standard input writes to PAGES random pages inside CHUNKS random chunks of 2 MiB, answer `ok`.
+#![allow(clippy::print_stdout, reason = "its report")]
+
+use std::io::BufRead as _;
+use std::process::ExitCode;
+
+use memckpt_tests::memory::{PAGE, Pages, Random};
+
+const CHUNK_PAGES: usize = (2 << 20) / PAGE;
+
+fn main() -> ExitCode {
+    let mib = std::env::args().nth(1).and_then(|mib| mib.parse::<usize>().ok());
+    let Some(mut pages) = mib.and_then(|mib| Pages::map((mib << 20) / PAGE).ok()) else {
+        println!("usage: memckpt-resident MIB");
+        return ExitCode::from(2);
+    };
+    for index in 0..pages.count() {
+        pages.page_mut(index)[0] = index as u64 + 1;
+    }
+    println!("ready");
+    for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+        let numbers: Vec<usize> =
+            line.split_ascii_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
+        let &[seed, count, chunks] = numbers.as_slice() else {
+            println!("error usage: dirty SEED PAGES CHUNKS");
+            continue;
+        };
+        dirty(&mut pages, &mut Random(seed as u64), count, chunks);
+        println!("ok");
+    }
+    ExitCode::SUCCESS
+}
+
+/// Exactly `count` different pages, spread evenly over `chunks` different chunks.
+fn dirty(pages: &mut Pages, random: &mut Random, count: usize, chunks: usize) {
+    let mut places: Vec<usize> = (0..pages.count() / CHUNK_PAGES).collect();
+    for at in 0..chunks.min(places.len()) {
+        let other = at + random.below(places.len() - at);
+        places.swap(at, other);
+    }
+    for written in 0..count {
+        let chunk = places[written % chunks];
+        // The next page of this chunk each time it is its turn, by an odd stride: all different.
+        let page = (written / chunks * 37 + 11) % CHUNK_PAGES;
+        pages.page_mut(chunk * CHUNK_PAGES + page)[7] = random.word();
+    }
+}

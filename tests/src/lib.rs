@@ -1,0 +1,37 @@
+//! What the integration tests share: the built `memckpt`, victims, a look at a process from outside, and an oracle that reads
+//! images without memckpt's own code.
+
+#![allow(
+    clippy::print_stderr,
+    reason = "skips are reported on standard error, which the test harness collects"
+)]
+
+pub mod command;
+pub mod elf32;
+pub mod features;
+pub mod memory;
+pub mod oracle;
+pub mod outward;
+pub mod scratch;
+pub mod victim;
+
+pub use command::memckpt;
+pub use scratch::Scratch;
+pub use victim::Victim;
+
+/// Says that test `name` cannot run here, and why. The test then returns.
+pub fn skip(name: &str, reason: &str) {
+    eprintln!("memckpt-test-skip: {name}: {reason}");
+}
+
+/// Whether the run was asked to be quick.
+#[must_use]
+pub fn quick() -> bool {
+    std::env::var_os("MEMCKPT_TEST_QUICK").is_some()
+}
+
+/// Whether we are root.
+#[must_use]
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
