@@ -22,7 +22,7 @@ fn injector(victim: &Victim, rounds: u64) -> Command {
     let range = victim.memory();
     let mut command = Command::new(env!("CARGO_BIN_EXE_injector"));
     command.args([victim.pid() as u64, range.start.get(), range.len(), rounds].map(|n| n.to_string()));
-    command.stdout(Stdio::piped());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
@@ -60,9 +60,16 @@ fn killed_at_random(workers: &str, idle: usize) -> Result<()> {
             std::hint::spin_loop();
         }
         child.kill()?;
-        let status = child.wait()?;
-        ensure!(status.code().is_none(), "the injector gave up by itself: {status}");
-        unhurt(&victim, &before, child.id()).with_context(|| format!("kill {kill}"))?;
+        let id = child.id();
+        let ended = child.wait_with_output()?;
+        // It may have been killed while it was giving up.
+        let said = String::from_utf8_lossy(&ended.stderr);
+        ensure!(
+            ended.status.code().is_none() && said.is_empty(),
+            "the injector gave up: {}: {said}",
+            ended.status
+        );
+        unhurt(&victim, &before, id).with_context(|| format!("kill {kill}"))?;
     }
     println!("EINTR seen: {}", victim.state().interrupted.load(Relaxed));
     victim.finish()
@@ -115,6 +122,7 @@ fn killed_at_every_call(workers: &str) -> Result<()> {
     // A quick run takes every 29th.
     for stops in (1..).step_by(if memckpt_tests::quick() { 29 } else { 1 }) {
         let mut command = injector(&victim, 1);
+        command.stderr(Stdio::inherit());
         let mut child = spawn_traced(&mut command)?;
         let mut left = stops;
         let whole = run_until(&mut child, |_| {
@@ -176,6 +184,11 @@ fn run_until(child: &mut Child, mut here: impl FnMut(&libc::user_regs_struct) ->
 #[test]
 fn at_every_system_call_with_every_kind() -> Result<()> {
     killed_at_every_call("fmswrrt")
+}
+
+#[test]
+fn at_every_system_call_on_a_tiny_stack() -> Result<()> {
+    killed_at_every_call("t")
 }
 
 #[test]

@@ -201,7 +201,7 @@ const _: () = assert!(offset_of!(Frame, r8) == 8 + 40 && offset_of!(Frame, sigma
 /// UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS.
 const UC_FLAGS: u64 = 7;
 /// No such ss_flags: do_sigaltstack refuses it and rt_sigreturn ignores that, so the alternate stack stays as it is.
-const NO_STACK_CHANGE: u64 = 0x1234;
+pub const NO_STACK_CHANGE: u64 = 0x1234;
 
 impl Frame {
     /// The frame with which rt_sigreturn brings these registers back, `fpstate` being the address of an XSAVE area.

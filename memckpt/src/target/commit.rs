@@ -6,12 +6,13 @@ use std::sync::atomic::Ordering;
 use super::blob::{Parameters, Registers, STATE_READY, XSAVE_LEN};
 use super::freeze::Frozen;
 use super::infected::{CommandError, Infected};
-use super::injection::{AMX_STATE, InfectRefusal, Injection, has_shadow_stack};
+use super::injection::{AMX_STATE, InfectRefusal, Injection, PLACES, has_shadow_stack};
 use super::registers::{Interrupted, ThreadRegisters};
 use super::robust::RobustLock;
 use super::stack::Place;
 use super::stops::{self, StopError};
 use super::{chain, proc, seccomp};
+use crate::addr::Addr;
 use crate::kernel::SyscallError;
 use crate::kernel::ptrace;
 
@@ -202,6 +203,8 @@ fn choose(frozen: &Frozen, injection: &Injection) -> Result<Chosen, InfectError>
     let all: Vec<_> =
         frozen.threads().iter().filter_map(|&tid| Some((tid, ptrace::registers(tid).ok()?))).collect();
     let stack_pointers: Vec<u64> = all.iter().map(|(_, regs)| regs.rsp).collect();
+    // A parasite whose memckpt was killed still needs its frame; beyond it, the stack pointer is at the frame.
+    let nobody_goes_home = !all.iter().any(|(_, regs)| PLACES.contains(Addr(regs.rip)));
     let mut candidates: Vec<_> = all
         .iter()
         .map(|(tid, regs)| {
@@ -232,6 +235,10 @@ fn choose(frozen: &Frozen, injection: &Injection) -> Result<Chosen, InfectError>
         let Some((place, saved)) = places.into_iter().find_map(|place| {
             let mut saved = vec![0; place.region.len() as usize];
             let read = proc::read_memory(frozen.pid, place.region.start.get(), &mut saved).ok()?;
+            if own.is_none() && nobody_goes_home && chain::is_abandoned(&saved, &place, injection.gadgets) {
+                // What lay there before was zeroes.
+                saved.fill(0);
+            }
             let dead = own.is_some() || saved.iter().all(|&byte| byte == 0);
             (read == saved.len() && dead).then_some((place, saved))
         }) else {

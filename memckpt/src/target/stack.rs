@@ -75,7 +75,7 @@ impl Stacks {
     }
 
     /// At the bottom of the main stack, while the threads stand at `stack_pointers`: to be used only where there are
-    /// zeroes. More than one, since a frame stays there when we die.
+    /// zeroes, or what a memckpt that was killed left. More than one: a parasite may yet go home by what it left.
     pub(super) fn on_main(&self, stack_pointers: &[u64], xsave_len: u64) -> Vec<Place> {
         let Some(main) = self.main else { return Vec::new() };
         let reserved = AddrRange::with_len(main.start, SPARE_PAGES * PAGE_SIZE + DISTANCE);
