@@ -1,4 +1,4 @@
-//! Finding the target's mm_struct: user space makes a read of the target's memory, and the lock that this takes
+//! Finding the target's mm_struct: user space reads the target's pagemap, and the lock that this takes
 //! tells the mm. It works for a target that never runs.
 
 use aya_ebpf::{
@@ -39,6 +39,7 @@ pub fn capture_mm(control: *mut Control, mm: *const u8) {
             return;
         }
         (*control).captured_brk = load_u64(mm, config(config::MM_BRK));
+        (*control).captured_flags = load_u64(mm, config(config::MM_FLAGS));
         if config(config::MM_OWNER) != config::ABSENT as usize {
             let owner = load_u64(mm, config(config::MM_OWNER));
             (*control).captured_tgid = probe_u32(owner, config(config::TASK_TGID)) as u64;

@@ -47,8 +47,10 @@ pub mod config {
     pub const MAS_TREE: usize = 6;
     /// Offset of `mm_struct.owner`, or [`ABSENT`].
     pub const MM_OWNER: usize = 7;
+    /// Offset of `mm_struct.flags`.
+    pub const MM_FLAGS: usize = 8;
     /// How many there are.
-    pub const LEN: usize = 8;
+    pub const LEN: usize = 9;
     /// The kernel has no such member.
     pub const ABSENT: u32 = u32::MAX;
 }
@@ -129,8 +131,10 @@ pub struct Control {
     pub captured_brk: u64,
     /// Not 0: capture the thread's own mm rather than another.
     pub capture_own: u64,
+    /// The first word of that mm's flags.
+    pub captured_flags: u64,
     /// Padding.
-    pub pad3: [u64; 2],
+    pub pad3: u64,
 }
 
 /// One counter in a cache line of its own.

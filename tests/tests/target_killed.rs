@@ -206,7 +206,7 @@ fn segments_of_the_dead_are_swept() -> Result<()> {
     })?;
     // Killed before it writes the way home: the segment exists, the target has not attached it.
     let mut child = spawn_traced(&mut injector(&victim, 1))?;
-    let ended = run_until(&mut child, |regs| regs.orig_rax == libc::SYS_process_vm_writev as u64)?;
+    let ended = run_until(&mut child, |regs| regs.orig_rax == libc::SYS_pwrite64 as u64)?;
     ensure!(!ended, "it never wrote to the target");
     assert_eq!(target::sweep(victim.pid())?, 0, "swept under its owner's feet");
     child.kill()?;

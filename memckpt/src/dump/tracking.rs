@@ -194,7 +194,8 @@ impl Tracking {
     ///
     /// Pages pinned at a clear stay dirty *and writable* (docs/soundness.md, row 4): their later writes fault no more
     /// and leave no hint. So the pages that were dirty are read once more, and a chunk that still holds one stays
-    /// touched. Where hints are not complete nothing is skipped anyway.
+    /// touched; unless no page of the target was ever pinned, as the kernel says after the clear. Where hints are not
+    /// complete nothing is skipped anyway.
     pub(super) fn begin_epoch(
         &mut self,
         checkpoint: &CheckpointId,
@@ -206,7 +207,7 @@ impl Tracking {
         session.transaction = Transaction::Clearing;
         self.source.clear(ranges.as_slice())?;
         let mut carry = RangeSet::new();
-        if session.info.hint_mode == HintMode::Complete {
+        if session.info.hint_mode == HintMode::Complete && session.client.may_be_pinned()? {
             let still = self.source.scan(were_dirty.as_slice(), entries)?;
             let dirty = still.iter().filter(|run| run.flags.contains(PageFlags::DIRTY));
             carry.extend(dirty.flat_map(|run| run.range.chunks()).map(Chunk::range));

@@ -155,7 +155,7 @@ fn enter(pid: i32, host: &Host, deadline: std::time::Instant) -> Result<(), Infe
     // death, and the call made anew as if it had not been.
     ptrace::set_signal_mask(tid, host.sigmask)?;
     proc::write_memory(pid, host.place.region.start.get(), &chain::bytes(host))
-        .map_err(|e| SyscallError::new("process_vm_writev", format!("process {pid}"), e))?;
+        .map_err(|e| SyscallError::new("write", format!("/proc/{pid}/mem"), e))?;
     let mut regs = host.home;
     regs.rip = injection.gadgets.syscall;
     regs.rsp = host.place.chain;

@@ -1,7 +1,8 @@
 //! What is read of `/proc/PID` and of its memory while it stands: little, and one call each.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::FileExt;
 
 /// The threads of a process.
 pub(super) fn threads(pid: i32) -> io::Result<Vec<i32>> {
@@ -47,26 +48,20 @@ pub(super) fn start_time(pid: i32) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
-/// Copies from another process's memory as far as it is mapped and readable; how much.
+/// Copies from another process's memory as far as it is mapped; how much.
 pub(super) fn read_memory(pid: i32, address: u64, into: &mut [u8]) -> io::Result<usize> {
-    let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
-    let remote = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: into.len() };
-    // SAFETY: writes at most the length of `into` to it.
-    let n = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
-    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    memory(pid, false)?.read_at(into, address)
 }
 
-/// Writes all of `from` to another process's memory. Unlike `/proc/PID/mem` this honours protections.
+/// Writes all of `from` to another process's memory.
 pub(super) fn write_memory(pid: i32, address: u64, from: &[u8]) -> io::Result<()> {
-    let local = libc::iovec { iov_base: from.as_ptr().cast_mut().cast(), iov_len: from.len() };
-    let remote = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: from.len() };
-    // SAFETY: reads `from`; the other process's memory is not ours to be unsound about.
-    let n = unsafe { libc::process_vm_writev(pid, &raw const local, 1, &raw const remote, 1, 0) };
-    match usize::try_from(n) {
-        Ok(n) if n == from.len() => Ok(()),
-        Ok(_) => Err(io::Error::from_raw_os_error(libc::EFAULT)),
-        Err(_) => Err(io::Error::last_os_error()),
-    }
+    memory(pid, true)?.write_all_at(from, address)
+}
+
+/// Not process_vm_readv and process_vm_writev: they pin, and an mm that ever had a page pinned is never rid of the
+/// flag (MMF_HAS_PINNED, see `tracker::agent::pins`); each of its clears has to be looked after.
+fn memory(pid: i32, write: bool) -> io::Result<File> {
+    OpenOptions::new().read(!write).write(write).open(format!("/proc/{pid}/mem"))
 }
 
 #[cfg(test)]

@@ -263,6 +263,15 @@ impl Session {
         Ok(collected?)
     }
 
+    /// Whether pages of the target may be pinned, or have been at any time before.
+    ///
+    /// # Errors
+    /// The target is gone.
+    pub fn may_be_pinned(&self) -> Result<bool, SessionError> {
+        let agent = self.record.events();
+        agent.map_or(Ok(true), |a| a.may_be_pinned().map_err(SessionError::Agent))
+    }
+
     /// The client took `checkpoint` and cleared the dirty state, the target still frozen.
     ///
     /// # Errors

@@ -84,6 +84,7 @@ impl ControlPage {
     field!(captured_mm);
     field!(captured_tgid);
     field!(captured_brk);
+    field!(captured_flags);
     field!(capture_own);
 
     pub(super) fn capture_ns(&self, index: usize) -> &AtomicU64 {

@@ -67,6 +67,7 @@ impl Types {
         values[config::MM_BRK] = at("mm_struct", "brk")?;
         values[config::MM_TREE] = at("mm_struct", "mm_mt")?;
         values[config::MAS_TREE] = at("ma_state", "tree")?;
+        values[config::MM_FLAGS] = at("mm_struct", "flags")?;
         values[config::MM_OWNER] = at("mm_struct", "owner").unwrap_or(config::ABSENT);
         Ok(values)
     }

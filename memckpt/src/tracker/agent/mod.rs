@@ -1,17 +1,18 @@
 //! The eBPF agent: hooks that say where to look. A hint says where, never what; the kernel is asked for the rest.
 
 mod bitmap;
+mod capture;
 mod events;
 mod hooks;
 mod load;
 mod losses;
+mod pins;
 mod selftest;
 mod table;
 #[cfg(test)]
 mod tests;
 
 use std::os::fd::AsRawFd;
-use std::os::linux::fs::MetadataExt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -24,7 +25,9 @@ use crate::addr::Chunk;
 use crate::kernel::SyscallError;
 use crate::kernel::btf::BtfError;
 use bitmap::{Bitmaps, ControlPage};
+use capture::capture;
 use load::{Attached, Capture, Types};
+use pins::PinnedFlag;
 
 pub use bitmap::Buffer;
 pub use events::{EVERYTHING, EventKind, LayoutEvent};
@@ -98,6 +101,7 @@ pub struct Agent {
     attached: Attached,
     report: HookReport,
     mm: u64,
+    pinned: Option<PinnedFlag>,
     /// What the self-test and the attaching counted.
     base: (Losses, Counters),
     /// Misses can no longer be read, or a flip timed out: everything is lost from then on.
@@ -122,8 +126,8 @@ pub struct FamilyProbe {
 impl Agent {
     /// Attaches to the address space of `pid`.
     ///
-    /// The target is not touched: one byte is asked for by process_vm_readv, which takes its mmap lock, and a probe on
-    /// the lock tells the mm. So it works for a process that sleeps forever. Faults and events from before the return
+    /// The target is not touched: one entry of its pagemap is read, which takes its mmap lock, and a probe on the lock
+    /// tells the mm. So it works for a process that sleeps forever. Faults and events from before the return
     /// of this function are not recorded.
     ///
     /// # Errors
@@ -162,6 +166,8 @@ impl Agent {
         let target = capture(&control, pid)?;
         let own = capture(&control, std::process::id() as i32)?;
         selftest::run(&control, &bitmaps, own.mm, &mut report)?;
+        // Otherwise everything is read anyway.
+        let pinned = (report.hint_mode() == HintMode::Complete).then(|| PinnedFlag::find(&control)).flatten();
 
         let mut agent = Self {
             pid,
@@ -174,6 +180,7 @@ impl Agent {
             attached,
             report,
             mm: target.mm,
+            pinned,
             base: Default::default(),
             blind: 0,
         };
@@ -195,7 +202,7 @@ impl Agent {
         drop(capturing);
         if again.mm != target.mm || agent.ended() {
             return Err(AgentError::Capture {
-                hook: "process_vm_readv".into(),
+                hook: "pagemap".into(),
                 reason: format!("process {pid} executed another program just now"),
             });
         }
@@ -257,6 +264,22 @@ impl Agent {
         let _capturing = self.capture.attach(&mut self.ebpf)?;
         let now = capture(&self.control, self.pid)?;
         Ok(now.mm == self.mm && !self.ended())
+    }
+
+    /// Whether a page of the target may be pinned, or have been at any time before: true where that cannot be told.
+    /// Microseconds.
+    ///
+    /// # Errors
+    /// The process is gone, or the capture fails.
+    pub fn may_be_pinned(&self) -> Result<bool, AgentError> {
+        match (self.pinned, &self.capture) {
+            (Some(flag), Capture::Always) => {
+                let now = capture(&self.control, self.pid)?;
+                Ok(now.mm != self.mm || flag.is_set(&now))
+            }
+            // Attaching a program for it would take longer than what it could spare.
+            _ => Ok(true),
+        }
     }
 
     /// What may have been missed since the attach.
@@ -358,48 +381,4 @@ fn read_record(bytes: &[u8]) -> Option<Record> {
     }
     // SAFETY: long enough; a Record is plain integers, valid for any bits; read_unaligned needs no alignment.
     Some(unsafe { bytes.as_ptr().cast::<Record>().read_unaligned() })
-}
-
-struct Captured {
-    mm: u64,
-    tgid: u64,
-    brk: u64,
-}
-
-/// Finds the mm of `pid` with the capture program attached.
-fn capture(control: &ControlPage, pid: i32) -> Result<Captured, AgentError> {
-    const NS: &str = "/proc/self/ns/pid";
-    let ns = std::fs::metadata(NS).map_err(|e| SyscallError::new("stat", NS, e))?;
-    control.capture_ns(0).store(ns.st_dev(), Ordering::SeqCst);
-    control.capture_ns(1).store(ns.st_ino(), Ordering::SeqCst);
-    control.capture_own().store(u64::from(pid == std::process::id() as i32), Ordering::SeqCst);
-    control.captured_mm().store(0, Ordering::SeqCst);
-    control.captured_tgid().store(0, Ordering::SeqCst);
-    let mut byte = 0u8;
-    let local = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
-    // The lock is taken before the address is looked at (process_vm_rw_single_vec), so any will do.
-    let remote = libc::iovec { iov_base: std::ptr::without_provenance_mut(0x1000), iov_len: 1 };
-    // SAFETY: gettid has no preconditions; process_vm_readv writes at most one byte, into `byte`.
-    let error = unsafe {
-        control.capture_tid().store(libc::gettid() as u64, Ordering::SeqCst);
-        let read = libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0);
-        let error = std::io::Error::last_os_error();
-        control.capture_tid().store(0, Ordering::SeqCst);
-        (read < 0).then_some(error)
-    };
-    let mm = control.captured_mm().load(Ordering::SeqCst);
-    match error {
-        _ if mm != 0 => Ok(Captured {
-            mm,
-            tgid: control.captured_tgid().load(Ordering::SeqCst),
-            brk: control.captured_brk().load(Ordering::SeqCst),
-        }),
-        Some(error) if error.raw_os_error() != Some(libc::EFAULT) => {
-            Err(SyscallError::new("process_vm_readv", format!("process {pid}"), error).into())
-        }
-        _ => Err(AgentError::Capture {
-            hook: "tp_btf/mmap_lock_acquire_returned".into(),
-            reason: "the probe did not fire".into(),
-        }),
-    }
 }

@@ -96,6 +96,17 @@ impl SessionClient {
         }
     }
 
+    /// Whether pages of the target may be pinned, or have been at any time before.
+    ///
+    /// # Errors
+    /// As any call.
+    pub fn may_be_pinned(&mut self) -> Result<bool, ControlError> {
+        match self.call(&Call::Pins)? {
+            Reply::Pins(may_be) => Ok(may_be),
+            _ => Err(self.confused()),
+        }
+    }
+
     /// The caller has cleared the dirty state for `checkpoint`, the target is still frozen: the next epoch begins.
     /// `carry`: chunks that hold dirty pages even after the clear (pinned pages).
     ///

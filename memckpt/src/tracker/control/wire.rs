@@ -29,6 +29,8 @@ pub enum Call {
         /// The generation that the client has from [`Call::Layout`].
         generation: u64,
     },
+    /// The dirty state was cleared: may pages have been left out because they are pinned?
+    Pins,
     /// The dirty state was cleared, the target still frozen: the next epoch.
     Commit {
         /// The checkpoint that was taken.
@@ -60,6 +62,8 @@ pub enum Reply {
     },
     /// To [`Call::Collect`].
     Collected(Box<Collected>),
+    /// To [`Call::Pins`].
+    Pins(bool),
     /// To [`Call::Commit`].
     Committed(Epoch),
     /// To [`Call::Abort`].

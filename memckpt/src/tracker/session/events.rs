@@ -6,7 +6,7 @@ use super::record::{EventSource, Observed};
 use super::translate::translate;
 use crate::addr::{AddrRange, Chunk};
 use crate::kernel::maps::{MapsError, MapsFile, Vma};
-use crate::tracker::agent::{Agent, Buffer, Fact, HintMode, LayoutEvent, Losses};
+use crate::tracker::agent::{Agent, AgentError, Buffer, Fact, HintMode, LayoutEvent, Losses};
 use crate::tracker::model::LayoutSource;
 
 /// Facts without which the record of layout changes is not unbroken.
@@ -34,6 +34,11 @@ impl AgentEvents {
     /// Whether a write to the target's clear_refs is an event.
     pub(super) fn tell_clears(&self) -> bool {
         self.agent.hooks().knows(Fact::ForeignWrites)
+    }
+
+    /// See [`Agent::may_be_pinned`].
+    pub(super) fn may_be_pinned(&self) -> Result<bool, AgentError> {
+        self.agent.may_be_pinned()
     }
 
     pub(super) fn set_userfaultfd(&mut self, fd: i32) {

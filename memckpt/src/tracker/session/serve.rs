@@ -131,6 +131,7 @@ fn handle(
         Call::Collect { generation } => {
             session.collect(connection, generation).map(|c| Reply::Collected(Box::new(c)))
         }
+        Call::Pins => session.may_be_pinned().map(Reply::Pins),
         Call::Commit { checkpoint, carry } => {
             session.commit(connection, checkpoint, &carry).map(Reply::Committed)
         }

@@ -13,6 +13,7 @@ for_each_family!(
     huge_ranges_become_events,
     flips_lose_nothing_in_a_storm,
     buffers_flip_carry_and_clear,
+    a_pin_shows_for_good,
 );
 
 fn fresh(agent: &mut Agent) {
@@ -183,4 +184,25 @@ fn buffers_flip_carry_and_clear(name: &str, choice: HookChoice) {
     agent.clear_previous();
     assert!(agent.touched(Buffer::Previous).is_empty());
     assert_eq!(arena.of(&agent.touched(Buffer::Current)), [1, 2]);
+}
+
+fn a_pin_shows_for_good(name: &str, choice: HookChoice) {
+    let victim = Victim::start();
+    let arena = victim.arena(1);
+    victim.touch(arena.at(0));
+    let Some(agent) = attach(name, &victim, choice) else { return };
+    if agent.pinned.is_none() || !matches!(agent.capture, Capture::Always) {
+        assert!(agent.may_be_pinned().unwrap(), "told without knowing");
+        assert_ne!(
+            (agent.hooks().hint_mode(), agent.hooks().knows(Fact::ForeignWrites)),
+            (HintMode::Complete, true),
+            "the flag was not found on a kernel that has it"
+        );
+        return;
+    }
+    mem_write(&victim, arena.at(0));
+    assert!(!agent.may_be_pinned().unwrap(), "neither attaching nor /proc/PID/mem pins");
+    vm_write(&victim, arena.at(0));
+    assert!(agent.may_be_pinned().unwrap());
+    assert!(agent.may_be_pinned().unwrap());
 }
