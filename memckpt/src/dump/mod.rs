@@ -148,6 +148,7 @@ impl Prepared {
             known.touched.as_ref().map(|touched| touched.iter().chain(restless.iter()).collect::<RangeSet>());
         let scanned = plan::must_scan(&evidence, touched.as_ref().map(RangeSet::as_slice));
         let mut entries = PageCount::ZERO;
+        tracing::trace!(scanned = ?scanned.as_slice());
         let states = self.tracking.source().scan(scanned.as_slice(), &mut entries)?;
         let states = restless::dirtied(states, &restless);
         (evidence.scanned, evidence.pages) = (&scanned, &states);

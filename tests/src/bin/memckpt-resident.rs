@@ -1,15 +1,24 @@
 //! A process with so many MiB of resident memory, for benchmarks: `memckpt-resident MIB`. Prints `ready`; then
 //! `dirty SEED PAGES CHUNKS` on standard input writes to PAGES random pages inside CHUNKS random chunks of 2 MiB, answer `ok`.
+//!
+//! Its addresses are not randomized: which libraries share a chunk with something that is written to would differ from
+//! run to run, and with it the entries read.
 #![allow(clippy::print_stdout, reason = "its report")]
 
 use std::io::BufRead as _;
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode};
 
 use memckpt_tests::memory::{PAGE, Pages, Random};
+use nix::sys::personality::{self, Persona};
 
 const CHUNK_PAGES: usize = (2 << 20) / PAGE;
 
 fn main() -> ExitCode {
+    if let Err(error) = without_randomization() {
+        println!("error {error}");
+        return ExitCode::FAILURE;
+    }
     let mib = std::env::args().nth(1).and_then(|mib| mib.parse::<usize>().ok());
     let Some(mut pages) = mib.and_then(|mib| Pages::map((mib << 20) / PAGE).ok()) else {
         println!("usage: memckpt-resident MIB");
@@ -18,6 +27,8 @@ fn main() -> ExitCode {
     for index in 0..pages.count() {
         pages.page_mut(index)[0] = index as u64 + 1;
     }
+    // Made once: an allocation whose size depends on MIB would touch more of malloc's own memory for some sizes.
+    let mut places: Vec<usize> = (0..pages.count() / CHUNK_PAGES).collect();
     println!("ready");
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
         let numbers: Vec<usize> =
@@ -26,15 +37,24 @@ fn main() -> ExitCode {
             println!("error usage: dirty SEED PAGES CHUNKS");
             continue;
         };
-        dirty(&mut pages, &mut Random(seed as u64), count, chunks);
+        dirty(&mut pages, &mut places, &mut Random(seed as u64), count, chunks);
         println!("ok");
     }
     ExitCode::SUCCESS
 }
 
+/// Starts this program anew, if its addresses are randomized.
+fn without_randomization() -> std::io::Result<()> {
+    let persona = personality::get()?;
+    if persona.contains(Persona::ADDR_NO_RANDOMIZE) {
+        return Ok(());
+    }
+    personality::set(persona | Persona::ADDR_NO_RANDOMIZE)?;
+    Err(Command::new("/proc/self/exe").args(std::env::args_os().skip(1)).exec())
+}
+
 /// Exactly `count` different pages, spread evenly over `chunks` different chunks.
-fn dirty(pages: &mut Pages, random: &mut Random, count: usize, chunks: usize) {
-    let mut places: Vec<usize> = (0..pages.count() / CHUNK_PAGES).collect();
+fn dirty(pages: &mut Pages, places: &mut [usize], random: &mut Random, count: usize, chunks: usize) {
     for at in 0..chunks.min(places.len()) {
         let other = at + random.below(places.len() - at);
         places.swap(at, other);

@@ -29,7 +29,7 @@ pub(crate) struct Args {
 /// Sizes of clean memory, MiB.
 const SIZES: [usize; 5] = [128, 256, 512, 1024, 2048];
 /// Checkpoints of each size of which the median counts; odd.
-const REPETITIONS: usize = 7;
+const REPETITIONS: usize = 41;
 const PAGES_PER_MIB: usize = 256;
 
 /// `cargo xtask bench scan`.
@@ -49,8 +49,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let xtask = std::env::current_exe()?;
     let guest = Guest {
         kernel: args.kernel,
-        // 2 GiB of victim and as much of its images.
-        memory: "8G".to_owned(),
+        // 4 GiB of victims and as much of their images.
+        memory: "12G".to_owned(),
         timeout: Duration::from_secs(1800),
         script: format!(
             "{} bench scan --programs {}\n",
@@ -164,19 +164,24 @@ fn flat(memckpt: &Memckpt, programs: &Path) -> Result<bool> {
             .map(str::to_owned)
             .to_vec(),
     ];
-    let (mut entries, mut frozen) = (Vec::new(), Vec::new());
+    let mut chains = Vec::new();
     for mib in SIZES {
         let mut chain = Chain::start(memckpt, programs, mib)?;
         chain.pre_dump()?;
-        let mut metas = Vec::new();
-        for repetition in 0..=REPETITIONS {
+        chains.push((mib, chain, Vec::new()));
+    }
+    // One of each size in turn, so that a slow moment of the machine meets all alike. The first round warms up.
+    for round in 0..=REPETITIONS {
+        for (_, chain, metas) in &mut chains {
             chain.dirty(256, 2)?;
             let meta = chain.pre_dump()?;
-            // The first warms up.
-            if repetition > 0 {
+            if round > 0 {
                 metas.push(meta);
             }
         }
+    }
+    let (mut entries, mut frozen) = (Vec::new(), Vec::new());
+    for (mib, _, metas) in &chains {
         let of = |value: &dyn Fn(&Meta) -> u64| median(metas.iter().map(value).collect());
         let read = of(&|meta| meta.counters.entries_read);
         let still = of(&|meta| meta.timings.frozen_us.saturating_sub(meta.timings.clear_us));
