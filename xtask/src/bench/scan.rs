@@ -5,26 +5,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
+use super::place::Place;
+use super::{median, word};
 use crate::process::{Memckpt, Meta, Partner, milliseconds};
-use crate::vm::{Guest, Kernel, Verdict, quote};
-use crate::{table, workspace};
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// The guest's kernel.
-    #[arg(short, long, value_enum, default_value = "6.12")]
-    kernel: Kernel,
-    /// Measure on this machine, and not in a guest.
-    #[arg(long)]
-    here: bool,
-    /// The built programs' directory (what the guest is told).
-    #[arg(long, hide = true)]
-    programs: Option<PathBuf>,
-}
+use crate::table;
 
 /// Sizes of clean memory, MiB.
 const SIZES: [usize; 5] = [128, 256, 512, 1024, 2048];
@@ -33,37 +20,9 @@ const REPETITIONS: usize = 41;
 const PAGES_PER_MIB: usize = 256;
 
 /// `cargo xtask bench scan`.
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let programs = match &args.programs {
-        Some(directory) => directory.clone(),
-        None => {
-            workspace::build_bin("memckpt-tests", "memckpt-resident", true)?;
-            let memckpt = workspace::build_bin("memckpt", "memckpt", true)?;
-            memckpt.parent().context("a directory")?.to_path_buf()
-        }
-    };
-    if args.here || args.programs.is_some() {
-        let passed = measure(&programs)?;
-        return Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE });
-    }
-    let xtask = std::env::current_exe()?;
-    let guest = Guest {
-        kernel: args.kernel,
-        // 4 GiB of victims and as much of their images.
-        memory: "12G".to_owned(),
-        timeout: Duration::from_secs(1800),
-        script: format!(
-            "{} bench scan --programs {}\n",
-            quote(&xtask.to_string_lossy()),
-            quote(&programs.to_string_lossy())
-        ),
-        files: Vec::new(),
-    };
-    let outcome = guest.run(&mut |line| println!("{line}"))?;
-    if !matches!(outcome.verdict, Verdict::Exited(_)) {
-        eprintln!("guest {}: {}", args.kernel.series(), outcome.verdict);
-    }
-    Ok(ExitCode::from(outcome.verdict.code()))
+pub(crate) fn run(place: &Place) -> Result<ExitCode> {
+    // 4 GiB of victims and as much of their images.
+    place.run("scan", "12G", &["memckpt-resident"], measure)
 }
 
 /// One process, its session and its chain of pre-dumps.
@@ -211,22 +170,4 @@ fn flat(memckpt: &Memckpt, programs: &Path) -> Result<bool> {
         passed &= verdict;
     }
     Ok(passed)
-}
-
-fn median(mut values: Vec<u64>) -> u64 {
-    values.sort_unstable();
-    values.get(values.len() / 2).copied().unwrap_or(0)
-}
-
-fn word(passed: bool) -> &'static str {
-    if passed { "PASS" } else { "FAIL" }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn the_median_is_the_middle_one() {
-        assert_eq!(super::median(vec![9, 1, 5]), 5);
-        assert_eq!(super::median(Vec::new()), 0);
-    }
 }
