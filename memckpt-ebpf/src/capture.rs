@@ -1,13 +1,18 @@
 //! Finding the target's mm_struct: user space reads the target's pagemap, and the lock that this takes
 //! tells the mm. It works for a target that never runs.
 
+use core::ptr::read_volatile;
+
 use aya_ebpf::{
-    bindings::bpf_pidns_info, helpers::generated::bpf_get_ns_current_pid_tgid, macros::btf_tracepoint,
+    bindings::bpf_pidns_info,
+    helpers::{bpf_probe_read_kernel, generated::bpf_get_ns_current_pid_tgid},
+    macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
-use memckpt_ebpf::{Control, config};
+use memckpt_ebpf::{Call, Control, config};
 
 use crate::maps::{CONTROL, config, current_mm, load_u64, probe_u32};
+use crate::regs;
 
 /// mmap_lock_acquire_returned(mm, ...), attached for the moment of the capture: on kernels where nothing else hooks it.
 #[btf_tracepoint]
@@ -18,12 +23,12 @@ pub fn capture(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// Notes `mm`, if the thread that captures is the one that locked it.
+/// Notes `mm`, if the thread that captures is the one that locked it; or looks at the registers that it asks for.
 #[inline(always)]
 pub fn capture_mm(control: *mut Control, mm: *const u8) {
     // SAFETY: the control page throughout; an mm_struct argument with offsets from BTF.
     unsafe {
-        let tid = core::ptr::read_volatile(&raw const (*control).capture_tid);
+        let tid = read_volatile(&raw const (*control).capture_tid);
         if tid == 0 {
             return;
         }
@@ -32,6 +37,14 @@ pub fn capture_mm(control: *mut Control, mm: *const u8) {
         if bpf_get_ns_current_pid_tgid(dev, ino, &raw mut who, size_of::<bpf_pidns_info>() as u32) != 0
             || who.pid as u64 != tid
         {
+            return;
+        }
+        let at = read_volatile(&raw const (*control).peek_at);
+        if at != 0 {
+            (*control).peeked = match bpf_probe_read_kernel::<[u64; regs::WORDS]>(at as *const _) {
+                Ok(regs) => regs::call_in(&regs),
+                Err(_) => Call { number: u64::MAX, args: [u64::MAX; 6], result: u64::MAX },
+            };
             return;
         }
         let own = mm as u64 == current_mm();

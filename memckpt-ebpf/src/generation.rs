@@ -1,10 +1,11 @@
 //! The VMA generation: it moves before, or while, the layout of the target changes.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use memckpt_ebpf::{Control, config, foreign, loss};
+use memckpt_ebpf::{Control, config};
 
 use crate::capture::capture_mm;
-use crate::maps::{CONTROL, FOREIGN, bump, config, control, current_id, current_mm, load_u64, lose};
+use crate::locks;
+use crate::maps::{CONTROL, bump, config, control, load_u64};
 
 /// mmap_lock_acquire_returned(mm, write, success).
 ///
@@ -13,8 +14,10 @@ use crate::maps::{CONTROL, FOREIGN, bump, config, control, current_id, current_m
 pub fn lock_taken(ctx: BtfTracePointContext) -> i32 {
     let Some(control) = CONTROL.get_ptr_mut(0) else { return 0 };
     capture_mm(control, ctx.arg(0));
-    if is_target(control, ctx.arg(0)) && ctx.arg::<u64>(2) & 0xff != 0 {
-        taken(control, ctx.arg(0), ctx.arg::<u64>(1) & 0xff != 0);
+    if is_target(control, ctx.arg::<u64>(0)) && ctx.arg::<u64>(2) & 0xff != 0 {
+        if ctx.arg::<u64>(1) & 0xff != 0 {
+            locks::taken(control, ctx.arg(0));
+        }
     }
     0
 }
@@ -26,8 +29,10 @@ pub fn lock_taken(ctx: BtfTracePointContext) -> i32 {
 pub fn lock_taken_with_path(ctx: BtfTracePointContext) -> i32 {
     let Some(control) = CONTROL.get_ptr_mut(0) else { return 0 };
     capture_mm(control, ctx.arg(0));
-    if is_target(control, ctx.arg(0)) && ctx.arg::<u64>(3) & 0xff != 0 {
-        taken(control, ctx.arg(0), ctx.arg::<u64>(2) & 0xff != 0);
+    if is_target(control, ctx.arg::<u64>(0)) && ctx.arg::<u64>(3) & 0xff != 0 {
+        if ctx.arg::<u64>(2) & 0xff != 0 {
+            locks::taken(control, ctx.arg(0));
+        }
     }
     0
 }
@@ -36,30 +41,6 @@ pub fn lock_taken_with_path(ctx: BtfTracePointContext) -> i32 {
 fn is_target(control: *mut Control, mm: u64) -> bool {
     // SAFETY: the control page.
     unsafe { core::ptr::read_volatile(&raw const (*control).target_mm) == mm }
-}
-
-#[inline(always)]
-fn taken(control: *mut Control, mm: u64, write: bool) {
-    if write {
-        // SAFETY: the control page.
-        bump(unsafe { &raw mut (*control).generation });
-    }
-    let current = current_mm();
-    // Kernel threads (khugepaged, reclaim) have no mm and return from no system call.
-    if current != mm && current != 0 {
-        // Somebody else's system call: whether it was a write into the target shows when it returns.
-        let task = current_id();
-        let how = if write { foreign::WRITE } else { foreign::READ };
-        match FOREIGN.get_ptr_mut(&task) {
-            // SAFETY: an element of a live map, used by this task only.
-            Some(slot) => unsafe { *slot |= how },
-            None if FOREIGN.insert(&task, &how, 0).is_ok() => {
-                // SAFETY: the control page.
-                bump(unsafe { &raw mut (*control).foreign_open });
-            }
-            None => lose(control, loss::FOREIGN_FULL),
-        }
-    }
 }
 
 /// ma_write(function, ma_state, pivot, value): a maple tree of VMAs changes. For kernels without per-VMA locks

@@ -26,8 +26,8 @@ pub const MAX_RANGE_WORDS: u64 = 32;
 pub const RING_BYTES: u32 = 1 << 20;
 /// Calls of probed functions that can be under way at once, in kprobe mode.
 pub const MAX_CALLS: u32 = 4096;
-/// Foreign tasks that can be inside an access to the target at once.
-pub const MAX_FOREIGN: u32 = 4096;
+/// Foreign tasks whose last process_vm_writev may be under way at once.
+pub const MAX_WRITERS: u32 = 4096;
 
 /// Indices into the read-only `CONFIG` array, filled in from the kernel's BTF before the load.
 pub mod config {
@@ -49,8 +49,12 @@ pub mod config {
     pub const MM_OWNER: usize = 7;
     /// Offset of `mm_struct.flags`.
     pub const MM_FLAGS: usize = 8;
+    /// Offset of `task_struct.flags`.
+    pub const TASK_FLAGS: usize = 9;
+    /// Offset of `vm_unmapped_area_info.length`.
+    pub const AREA_LENGTH: usize = 10;
     /// How many there are.
-    pub const LEN: usize = 9;
+    pub const LEN: usize = 11;
     /// The kernel has no such member.
     pub const ABSENT: u32 = u32::MAX;
 }
@@ -79,8 +83,8 @@ pub mod loss {
     pub const CALLS_FULL: usize = 3;
     /// Huge-page collapses seen without their address.
     pub const COLLAPSE: usize = 4;
-    /// Foreign accesses that found their map full.
-    pub const FOREIGN_FULL: usize = 5;
+    /// Foreign writes that found the map of those under way full.
+    pub const WRITERS_FULL: usize = 5;
     /// How many there are.
     pub const LEN: usize = 6;
 }
@@ -99,8 +103,8 @@ pub struct Control {
     pub target_tgid: u64,
     /// Not 0 once the mm is gone: see [`gone`].
     pub gone: u64,
-    /// Foreign tasks that are inside an access to the target.
-    pub foreign_open: u64,
+    /// Not 0: the target's layout calls are told when they let go of the mmap lock, and not when they return.
+    pub calls_by_lock: u64,
     /// `mm->brk` after the last brk call.
     pub last_brk: u64,
     /// Thread ID, in the namespace of `capture_ns`, of the thread that captures an mm; 0: no capture under way.
@@ -110,8 +114,18 @@ pub struct Control {
 
     /// Moves whenever the layout may be about to change.
     pub generation: u64,
+    /// The task that took the mmap lock as a writer and still holds it, be it as a reader; 0: none that is known.
+    /// This and what follows belongs to that one task, as the lock does.
+    pub lock_owner: u64,
+    /// What `generation` became by that.
+    pub lock_number: u64,
+    /// `mm->brk` then.
+    pub lock_brk: u64,
+    /// Where the kernel found room for a mapping under this lock: a range around all the places it looked up; 0, 0: it
+    /// did not look.
+    pub lock_area: [u64; 2],
     /// Padding.
-    pub pad1: [u64; 7],
+    pub pad1: [u64; 2],
 
     /// Programs that are writing into each buffer right now, each in a line of its own.
     pub writers: [Line; BUFFERS as usize],
@@ -135,6 +149,39 @@ pub struct Control {
     pub captured_flags: u64,
     /// Padding.
     pub pad3: u64,
+
+    /// Not 0: the address of a pt_regs, that the thread which captures wants to see.
+    pub peek_at: u64,
+    /// What is there, or only ones where nothing is mapped.
+    pub peeked: Call,
+    /// Padding.
+    pub pad4: [u64; 7],
+}
+
+/// A system call as the task's saved registers have it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Call {
+    /// orig_ax.
+    pub number: u64,
+    /// rdi, rsi, rdx, r10, r8, r9.
+    pub args: [u64; 6],
+    /// ax: -ENOSYS until the call's function has returned, its result from then on.
+    pub result: u64,
+}
+
+/// A process_vm_writev whose copy may come after it let go of the target's lock.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Writer {
+    /// Where the kernel keeps the registers of the task that made the call, as long as that task lives.
+    pub regs: u64,
+    /// What they say while it is in the call.
+    pub call: Call,
+    /// Where it writes to; up to [`u64::MAX`] where that is not known.
+    pub start: u64,
+    /// How much.
+    pub len: u64,
 }
 
 /// One counter in a cache line of its own.
@@ -165,20 +212,31 @@ pub mod source {
     pub const ZAP: u32 = 3;
     /// The mm is gone; `call` is one of [`super::gone`].
     pub const GONE: u32 = 4;
-    /// A foreign task returned from system call `call`, in which it locked the target's mm.
+    /// A foreign task lets go of the target's mmap lock in system call `call` (by its 64-bit number).
     pub const FOREIGN: u32 = 5;
     /// do_madvise returned, from whatever caller: start, length, advice.
     pub const MADVISE: u32 = 6;
+    /// The target lets go of its mmap lock in system call `call`: it is done with what the lock was for, and how it
+    /// will end is not known. `extra`: see [`super::Control::lock_area`].
+    pub const LOCKED: u32 = 7;
+}
+
+/// Bits of a [`source::LOCKED`] record's `flags`.
+pub mod locked {
+    /// The call itself was over: the lock is that of work on the way back to user mode (signals, closed files).
+    pub const LATE: u32 = 1;
 }
 
 /// Bits of a [`source::FOREIGN`] record's `flags`.
 pub mod foreign {
-    /// The task took the lock as a reader.
+    /// The task lets go of the lock as a reader.
     pub const READ: u32 = 1;
     /// The task took the lock as a writer.
     pub const WRITE: u32 = 2;
     /// `extra` holds the one remote iovec: base and length.
     pub const IOVEC: u32 = 4;
+    /// The arguments are not those of the 64-bit call.
+    pub const ODD: u32 = 8;
 }
 
 /// What the ring carries.
@@ -203,15 +261,20 @@ pub struct Record {
     pub result: i64,
     /// brk: `mm->brk` before and after. FOREIGN: see [`foreign::IOVEC`].
     pub extra: [u64; 2],
+    /// What [`Control::generation`] became when the lock was taken that the record is about; 0: it is about none, or
+    /// about one taken for reading.
+    pub lock: u64,
 }
 
 const _: () = {
-    assert!(size_of::<Control>() == 6 * 64);
+    assert!(size_of::<Control>() == 8 * 64);
     assert!(core::mem::offset_of!(Control, generation) == 64);
     assert!(core::mem::offset_of!(Control, writers) == 2 * 64);
     assert!(core::mem::offset_of!(Control, losses) == 4 * 64);
     assert!(core::mem::offset_of!(Control, capture_ns) == 5 * 64);
+    assert!(core::mem::offset_of!(Control, peek_at) == 6 * 64);
     assert!(size_of::<Control>() <= 4096);
-    assert!(size_of::<Record>() == 96);
+    assert!(size_of::<Record>() == 104);
+    assert!(size_of::<Writer>() == 88);
     assert!(WORDS == 1 << 20 && SUMMARY_WORDS == 1 << 11 && WORDS_PER_SUMMARY_BIT == 8);
 };

@@ -13,9 +13,14 @@ mod calls;
 mod capture;
 mod end;
 mod faults;
+mod foreign;
 mod generation;
+mod locks;
 mod maps;
 mod mark;
+mod nr;
+mod regs;
+mod rings;
 mod zaps;
 
 #[panic_handler]

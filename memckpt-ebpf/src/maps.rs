@@ -13,7 +13,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use memckpt_ebpf::{
-    BUFFERS, Control, MAX_CALLS, MAX_FOREIGN, RING_BYTES, Record, SUMMARY_WORDS, WORDS, config, counter, loss,
+    BUFFERS, Control, MAX_CALLS, MAX_WRITERS, RING_BYTES, Record, SUMMARY_WORDS, WORDS, Writer, config,
+    counter, loss,
 };
 
 /// Offsets into kernel structures. User space overwrites it, aya freezes it, the verifier sees constants.
@@ -35,9 +36,9 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 /// kprobe mode: the arguments of a call, by task and function, for the probe at its return.
 #[map]
 pub static CALLS: HashMap<u64, [u64; 3]> = HashMap::with_max_entries(MAX_CALLS, 0);
-/// Foreign tasks inside an access to the target: how they took its lock.
+/// The last process_vm_writev of each foreign task that made one. User space takes them out.
 #[map]
-pub static FOREIGN: HashMap<u64, u32> = HashMap::with_max_entries(MAX_FOREIGN, 0);
+pub static WRITERS: HashMap<u64, Writer> = HashMap::with_max_entries(MAX_WRITERS, 0);
 
 #[inline(always)]
 pub fn config(index: usize) -> usize {

@@ -6,6 +6,7 @@
 
 mod change;
 mod layout;
+mod locks;
 #[cfg(test)]
 mod property;
 
@@ -14,8 +15,10 @@ use crate::kernel::maps::Vma;
 use crate::range_set::RangeSet;
 
 pub use change::{Change, EVERYTHING};
-use change::{Moves, Sticky};
+use change::{Move, Moves, Sticky};
 use layout::Layout;
+use locks::Accounts;
+pub use locks::Explains;
 
 /// Where the layout is read: the kernel, or a fake one in tests.
 pub trait LayoutSource {
@@ -54,7 +57,7 @@ pub struct VmaModel {
     stale: RangeSet,
     /// Write locks of the mm at the last sync, and those that events since then account for.
     generation: Option<u64>,
-    explained: u64,
+    accounts: Accounts,
     /// A whole read was needed since the last one with all threads stopped: such a read may have been too early.
     unsettled: bool,
     changed: RangeSet,
@@ -80,7 +83,7 @@ impl VmaModel {
             revision: 0,
             stale: [EVERYTHING].into_iter().collect(),
             generation: None,
-            explained: 0,
+            accounts: Accounts::default(),
             unsettled: true,
             changed: RangeSet::new(),
             renewed: RangeSet::new(),
@@ -123,10 +126,9 @@ impl VmaModel {
         self.nonlinear.set()
     }
 
-    /// Takes in one event. `write_locks`: how often the event's system call takes the mm's lock as a writer, 0 where
-    /// that is not certain.
-    pub fn apply(&mut self, change: Change, write_locks: u64) {
-        self.explained = self.explained.saturating_add(write_locks);
+    /// Takes in one event. `explains`: which write locks of the mm did no more than what `change` says.
+    pub fn apply(&mut self, change: Change, explains: Explains) {
+        self.accounts.add(explains);
         match change {
             Change::Replaced(range) => {
                 self.mark_stale(range);
@@ -138,6 +140,13 @@ impl VmaModel {
                 self.renew(range);
             }
             Change::Moved { from, to } => self.moved(from.page_aligned(), to.page_aligned()),
+            Change::MaybeMoved { from, to, exact } => {
+                for range in [from, to] {
+                    self.mark_stale(range);
+                    self.renew(range);
+                }
+                self.follow(Move { from: from.page_aligned(), to: to.page_aligned(), exact });
+            }
             Change::Attributes(range) => self.mark_stale(range),
             Change::Dropped(range) => {
                 self.changed.insert(range.page_aligned());
@@ -203,9 +212,13 @@ impl VmaModel {
         self.renew(from);
         self.renew(to);
         self.gone(to);
-        self.doubtful.follow(from, to);
-        self.nonlinear.follow(from, to);
-        self.moves.push(from, to);
+        self.follow(Move { from, to, exact: true });
+    }
+
+    fn follow(&mut self, a_move: Move) {
+        self.doubtful.follow(&a_move);
+        self.nonlinear.follow(&a_move);
+        self.moves.push(a_move);
     }
 
     /// Asks the kernel for what is stale and compares. `generation`: the mm's count of write locks, read *before* the
@@ -220,10 +233,7 @@ impl VmaModel {
         generation: Option<u64>,
         frozen: bool,
     ) -> Result<Synced, S::Error> {
-        let explained = match (self.generation, generation) {
-            (Some(before), Some(now)) => now.wrapping_sub(before) <= self.explained,
-            _ => false,
-        };
+        let explained = self.accounts.settle(self.generation, generation);
         if !explained {
             self.unsettled = true;
         }
@@ -233,9 +243,10 @@ impl VmaModel {
         }
         let synced = self.ask(source)?;
         self.generation = generation;
-        self.explained = 0;
         if frozen {
             self.unsettled = false;
+            self.doubtful.only_mapped(self.layout.vmas());
+            self.nonlinear.only_mapped(self.layout.vmas());
         }
         Ok(synced)
     }
@@ -301,6 +312,6 @@ impl VmaModel {
         self.doubtful.next_epoch();
         self.nonlinear.next_epoch();
         self.generation = generation;
-        self.explained = 0;
+        let _ = self.accounts.settle(generation, generation);
     }
 }

@@ -86,9 +86,17 @@ impl ControlPage {
     field!(captured_brk);
     field!(captured_flags);
     field!(capture_own);
+    field!(calls_by_lock);
+    field!(lock_owner);
+    field!(peek_at);
 
     pub(super) fn capture_ns(&self, index: usize) -> &AtomicU64 {
         self.0.word(std::mem::offset_of!(Control, capture_ns) / 8 + index)
+    }
+
+    /// Word number `index` of what was peeked.
+    pub(super) fn peeked(&self, index: usize) -> &AtomicU64 {
+        self.0.word(std::mem::offset_of!(Control, peeked) / 8 + index)
     }
 
     pub(super) fn loss(&self, kind: usize) -> u64 {

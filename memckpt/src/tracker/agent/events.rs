@@ -1,6 +1,6 @@
-//! Layout events: what a system call may have changed, told after it returned.
+//! Layout events: what a system call may have changed, told when it can be read.
 
-use memckpt_ebpf::{Record, foreign, gone, source};
+use memckpt_ebpf::{Record, foreign, gone, locked, source};
 use serde::{Deserialize, Serialize};
 
 use crate::addr::{Addr, AddrRange, PAGE_SIZE};
@@ -69,9 +69,21 @@ pub struct LayoutEvent {
     pub call: u32,
     /// The call's arguments; for [`EventKind::Brk`] the requested break, the old one and the new one.
     pub args: [u64; 6],
-    /// The call's result: an address or a count, or a negative errno.
+    /// The call's result: an address or a count, or a negative errno. 0 where it is told before it has one.
     pub result: i64,
-    range: Option<AddrRange>,
+    /// What the generation became by the write lock that the event tells of; 0: it tells of none.
+    #[serde(default)]
+    pub lock: u64,
+    pub(super) range: Option<AddrRange>,
+    /// Told at the mmap lock and not at the return: the result is not known.
+    #[serde(default)]
+    pub(super) by_lock: bool,
+    /// By the lock of work that came after the call itself.
+    #[serde(default)]
+    late: bool,
+    /// The hole that the kernel found for a mapping, under the lock that is told of.
+    #[serde(default)]
+    pub(super) area: Option<AddrRange>,
 }
 
 const SYS_WRITES: [i64; 5] =
@@ -93,6 +105,7 @@ impl LayoutEvent {
         };
         let result = u64::try_from(self.result).ok();
         match self.kind {
+            EventKind::Mmap | EventKind::Mremap if self.by_lock => self.ranges_by_lock(),
             EventKind::Mmap => match result {
                 Some(at) => given(at, a1),
                 // MAP_FIXED unmaps before it can fail.
@@ -135,6 +148,12 @@ impl LayoutEvent {
         }
     }
 
+    /// Whether the event tells of a lock of the call itself, which did what the call is for.
+    #[must_use]
+    pub fn is_of_the_call(&self) -> bool {
+        !self.late
+    }
+
     /// Reads a record of the ring. What it does not know becomes [`EventKind::Unknown`].
     pub(super) fn from_record(record: &Record) -> Self {
         let mut event = Self {
@@ -143,10 +162,20 @@ impl LayoutEvent {
             call: 0,
             args: record.args,
             result: record.result,
+            lock: record.lock,
             range: None,
+            by_lock: record.source == source::LOCKED,
+            late: record.source == source::LOCKED && record.flags & locked::LATE != 0,
+            area: None,
         };
         match record.source {
             source::CALL => event.set_call(record),
+            source::LOCKED => {
+                event.set_call(record);
+                let area = AddrRange::new(record.extra[0], record.extra[1]).page_aligned();
+                // brk's two ends are there instead.
+                event.area = (event.kind != EventKind::Brk && !area.is_empty()).then_some(area);
+            }
             source::ZAP => {
                 event.kind = EventKind::Zap;
                 event.range = Some(AddrRange::new(record.args[0], record.args[1]).page_aligned());
@@ -184,7 +213,8 @@ impl LayoutEvent {
             libc::SYS_io_destroy => EventKind::AioDestroy,
             libc::SYS_io_uring_setup => EventKind::IoUringSetup,
             libc::SYS_io_uring_register => EventKind::IoUringRegister,
-            libc::SYS_userfaultfd => EventKind::Userfaultfd,
+            // At the lock, only UFFDIO_REGISTER is told of.
+            libc::SYS_userfaultfd | libc::SYS_ioctl => EventKind::Userfaultfd,
             libc::SYS_mlock
             | libc::SYS_munlock
             | libc::SYS_mlock2
@@ -207,15 +237,21 @@ impl LayoutEvent {
     fn set_foreign(&mut self, record: &Record) {
         self.call = record.call;
         let call = i64::from(record.call);
-        let wrote_lock = record.flags & foreign::WRITE != 0;
         let [_, _, a2, a3, ..] = record.args;
+        let wrote_lock = record.flags & foreign::WRITE != 0;
+        // The lock of a write to `/proc/PID/mem` that made the stack grow ends as a reader's (expand_stack(),
+        // mm/mmap.c); clear_refs keeps it to the end (clear_refs_write(), fs/proc/task_mmu.c).
+        let as_reader = record.flags & foreign::READ != 0;
         self.kind = match call {
             libc::SYS_process_vm_writev | libc::SYS_ptrace => EventKind::ProcessVmWrite,
+            // With /proc/PID/mem as its file.
+            libc::SYS_io_uring_enter if as_reader => EventKind::ProcessVmWrite,
             _ if !SYS_WRITES.contains(&call) => EventKind::Unknown,
-            _ if wrote_lock => EventKind::ClearRefs,
+            _ if wrote_lock && !as_reader => EventKind::ClearRefs,
             _ => EventKind::ProcessVmWrite,
         };
         let exact = match call {
+            _ if record.flags & foreign::ODD != 0 => None,
             libc::SYS_process_vm_writev if record.flags & foreign::IOVEC != 0 => {
                 Some((record.extra[0], record.extra[1]))
             }
@@ -225,7 +261,7 @@ impl LayoutEvent {
                 _ => Some((0, 0)),
             },
             // pwrite64(fd, buffer, count, offset): the offset in /proc/PID/mem is the address.
-            libc::SYS_pwrite64 => Some((a3, u64::try_from(record.result).unwrap_or(a2))),
+            libc::SYS_pwrite64 => Some((a3, a2)),
             _ => None,
         };
         self.range = exact.map(|(start, len)| AddrRange::with_len(Addr(start), len).page_aligned());

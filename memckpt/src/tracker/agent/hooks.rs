@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::table::PURPOSES;
+use super::table::{BY_LOCK_POINT, PURPOSES};
 
 /// How kernel functions are hooked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -37,7 +37,7 @@ pub enum Fact {
     Zaps,
     /// Small pages collapsed into a writable huge page.
     Collapses,
-    /// Layout system calls of the target, with arguments and results.
+    /// Layout system calls of the target, with arguments and, where they are hooked at their return, results.
     LayoutCalls,
     /// madvise by any route: io_uring, process_madvise.
     AnyMadvise,
@@ -47,8 +47,8 @@ pub enum Fact {
     End,
     /// exec, at once.
     Exec,
-    /// System calls by which another task may have written into the target. Only asynchronous write-protection
-    /// needs it: soft-dirty's clear waits for them.
+    /// System calls by which another task may have written into the target, or may be writing still. Only asynchronous
+    /// write-protection needs it: soft-dirty's clear waits for them.
     ForeignWrites,
     /// Every hook run that the kernel skipped is counted.
     MissesCounted,
@@ -129,6 +129,12 @@ impl HookReport {
         }
         let missing: Vec<Fact> = COMPLETE.iter().copied().filter(|f| !self.knows(*f)).collect();
         if missing.is_empty() { HintMode::Complete } else { HintMode::Incomplete { missing } }
+    }
+
+    /// Whether layout calls are told when they let go of the mmap lock, and not when they return.
+    #[must_use]
+    pub fn layout_by_lock(&self) -> bool {
+        self.hooks.iter().any(|h| h.attached.iter().any(|a| *a == BY_LOCK_POINT.to_string()))
     }
 
     /// The family that faults are hooked by: what `memckpt check` and the table call the hook mode.

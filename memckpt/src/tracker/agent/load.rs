@@ -10,9 +10,9 @@ use aya::programs::{BtfTracePoint, FExit, KProbe, Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use memckpt_ebpf::config;
 
-use super::AgentError;
 use super::hooks::{Fact, HookChoice, HookReport, HookState, Refusal};
-use super::table::{LOCK_TRACEPOINT, PURPOSES, Point, Purpose, Way, When};
+use super::table::{LOCK_TRACEPOINT, PURPOSES, Point, Purpose, UNLOCK_TRACEPOINT, Way, When};
+use super::{AgentError, AgentOptions};
 use crate::kernel::btf::{Btf, BtfError};
 
 /// The programs, built by `cargo xtask ebpf`.
@@ -46,14 +46,21 @@ impl Types {
         })
     }
 
-    fn applies(&self, when: When) -> bool {
-        let per_vma_locks = || self.ours.offset_of("vm_area_struct", "vm_lock_seq").is_ok();
-        let lock_arguments = |n| self.ours.tracepoint_arguments(LOCK_TRACEPOINT) == Some(n);
+    fn applies(&self, when: When, dropped_pages_show: bool) -> bool {
+        let has = |structure, member| self.ours.offset_of(structure, member).is_ok();
+        let per_vma_locks = || has("vm_area_struct", "vm_lock_seq");
+        let arguments = |taken, released| {
+            self.ours.tracepoint_arguments(LOCK_TRACEPOINT) == Some(taken)
+                && self.ours.tracepoint_arguments(UNLOCK_TRACEPOINT) == Some(released)
+        };
         match when {
             When::Always => true,
-            When::PerVmaLocks => per_vma_locks() && lock_arguments(3),
-            When::PerVmaLocksAndPath => per_vma_locks() && lock_arguments(4),
+            When::PerVmaLocks => per_vma_locks() && arguments(3, 2),
+            When::PerVmaLocksAndPath => per_vma_locks() && arguments(4, 3),
             When::NoPerVmaLocks => !per_vma_locks(),
+            When::MmapLockTells => {
+                per_vma_locks() && (dropped_pages_show || !has("madvise_behavior", "behavior"))
+            }
         }
     }
 
@@ -67,6 +74,8 @@ impl Types {
         values[config::MM_BRK] = at("mm_struct", "brk")?;
         values[config::MM_TREE] = at("mm_struct", "mm_mt")?;
         values[config::MAS_TREE] = at("ma_state", "tree")?;
+        values[config::TASK_FLAGS] = at("task_struct", "flags")?;
+        values[config::AREA_LENGTH] = at("vm_unmapped_area_info", "length").unwrap_or(config::ABSENT);
         values[config::MM_FLAGS] = at("mm_struct", "flags")?;
         values[config::MM_OWNER] = at("mm_struct", "owner").unwrap_or(config::ABSENT);
         Ok(values)
@@ -86,7 +95,7 @@ pub(super) fn load(types: &Types, ring_bytes: u32) -> Result<Ebpf, AgentError> {
 
 pub(super) fn map_fd<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, AgentError> {
     match ebpf.map(name) {
-        Some(aya::maps::Map::Array(data)) => Ok(MapData::fd(data).as_fd()),
+        Some(aya::maps::Map::Array(data) | aya::maps::Map::HashMap(data)) => Ok(MapData::fd(data).as_fd()),
         _ => Err(AgentError::Object(name)),
     }
 }
@@ -202,8 +211,13 @@ fn absent(types: &Types, purpose: &Purpose) -> bool {
         })
 }
 
-/// Attaches, purpose by purpose, the best way that `choice` allows.
-pub(super) fn attach_all(ebpf: &mut Ebpf, types: &Types, choice: HookChoice) -> (HookReport, Attached) {
+/// Attaches, purpose by purpose, the best way that `options` allow. `by_lock`: layout calls too.
+pub(super) fn attach_all(
+    ebpf: &mut Ebpf,
+    types: &Types,
+    options: &AgentOptions,
+    by_lock: bool,
+) -> (HookReport, Attached) {
     let (mut report, mut all) = (HookReport::default(), Attached::default());
     let mut zaps_hooked = true;
     for purpose in PURPOSES {
@@ -217,11 +231,19 @@ pub(super) fn attach_all(ebpf: &mut Ebpf, types: &Types, choice: HookChoice) -> 
             continue;
         }
         for way in purpose.ways {
-            let wanted = match choice {
+            let wanted = match options.choice {
                 HookChoice::Auto => true,
-                _ => way.family == HookChoice::Auto || way.family == choice,
+                choice => way.family == HookChoice::Auto || way.family == choice,
             };
-            if !wanted || !types.applies(way.when) {
+            if !wanted
+                || !types.applies(way.when, options.dropped_pages_show)
+                || (way.when == When::MmapLockTells && !by_lock)
+            {
+                continue;
+            }
+            if let Some(missing) = way.needs.iter().find(|f| !report.knows(**f)) {
+                let reason = format!("useless without {missing}");
+                state.refused.push(Refusal { hook: way.programs[0].1.to_string(), reason });
                 continue;
             }
             let mut attached = Attached::default();
@@ -326,13 +348,14 @@ fn capture_failed(reason: String) -> AgentError {
 }
 
 /// The few bpf(2) commands that aya does not offer.
-mod sys {
+pub(super) mod sys {
     use std::io;
 
     use super::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
     pub(super) const BPF_LINK_GET_FD_BY_ID: libc::c_long = 30;
     const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+    const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
     /// Offsets in bpf_prog_info and bpf_link_info (linux/bpf.h), which only ever grow.
     pub(super) const PROG_RECURSION_MISSES: usize = 208;
     /// perf_event.kprobe.missed.
@@ -340,7 +363,8 @@ mod sys {
     const INFO_BYTES: usize = 512;
 
     fn bpf(command: libc::c_long, attr: &mut [u64; 4]) -> io::Result<i32> {
-        // SAFETY: attr is a zero-padded bpf_attr for the command, longer than what any command here reads.
+        // SAFETY: attr is a zero-padded bpf_attr for the command, no shorter than what any command here reads; the
+        // memory that it points to is the callers' own.
         let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), size_of_val(attr)) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
     }
@@ -349,6 +373,22 @@ mod sys {
         let fd = bpf(command, &mut [u64::from(id), 0, 0, 0])?;
         // SAFETY: the kernel just gave us this descriptor.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    /// Takes the element of `key` out of a hash map, whole: Linux 5.14. `None` if there is none.
+    pub(in crate::tracker::agent) fn take<const N: usize>(
+        map: BorrowedFd<'_>,
+        key: u64,
+    ) -> io::Result<Option<[u64; N]>> {
+        let mut value = [0u64; N];
+        // struct { u32 map_fd; u64 key; u64 value; u64 flags; }
+        let fd = u64::from(map.as_raw_fd() as u32);
+        let mut attr = [fd, (&raw const key) as u64, value.as_mut_ptr() as u64, 0];
+        match bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attr) {
+            Ok(_) => Ok(Some(value)),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     /// The u64 at `offset` of an object's info; `None` where this kernel's info ends before it.

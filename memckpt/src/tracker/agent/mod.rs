@@ -1,6 +1,7 @@
 //! The eBPF agent: hooks that say where to look. A hint says where, never what; the kernel is asked for the rest.
 
 mod bitmap;
+mod by_lock;
 mod capture;
 mod events;
 mod hooks;
@@ -11,25 +12,28 @@ mod selftest;
 mod table;
 #[cfg(test)]
 mod tests;
+mod writers;
 
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use aya::Ebpf;
-use aya::maps::{MapData, PerCpuArray, RingBuf};
+use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
 use memckpt_ebpf::{RING_BYTES, Record, counter, loss};
 use serde::{Deserialize, Serialize};
 
-use crate::addr::Chunk;
+use crate::addr::{AddrRange, Chunk};
 use crate::kernel::SyscallError;
 use crate::kernel::btf::BtfError;
 use bitmap::{Bitmaps, ControlPage};
 use capture::capture;
 use load::{Attached, Capture, Types};
 use pins::PinnedFlag;
+use writers::Writers;
 
 pub use bitmap::Buffer;
+pub use by_lock::Remap;
 pub use events::{EVERYTHING, EventKind, LayoutEvent};
 pub use hooks::{Fact, HintMode, HookChoice, HookReport, HookState, Refusal};
 pub use losses::{Counters, Losses};
@@ -79,11 +83,13 @@ pub struct AgentOptions {
     pub choice: HookChoice,
     /// Size of the event ring in bytes: a power of two, at least a page.
     pub ring_bytes: u32,
+    /// That pages were dropped (madvise) shows without events, as it does with userfaultfd write-protection.
+    pub dropped_pages_show: bool,
 }
 
 impl Default for AgentOptions {
     fn default() -> Self {
-        Self { choice: HookChoice::Auto, ring_bytes: RING_BYTES }
+        Self { choice: HookChoice::Auto, ring_bytes: RING_BYTES, dropped_pages_show: false }
     }
 }
 
@@ -100,7 +106,10 @@ pub struct Agent {
     counters: PerCpuArray<MapData, u64>,
     attached: Attached,
     report: HookReport,
+    writers: Writers,
     mm: u64,
+    /// The thread group of this process in the initial PID namespace, or 0.
+    own_tgid: u64,
     pinned: Option<PinnedFlag>,
     /// What the self-test and the attaching counted.
     base: (Losses, Counters),
@@ -142,16 +151,35 @@ impl Agent {
     /// # Errors
     /// As [`Agent::attach`].
     pub fn attach_with(pid: i32, options: AgentOptions) -> Result<Self, AgentError> {
+        let agent = Self::attach_by(pid, options, true)?;
+        if agent.report.layout_by_lock() && !agent.report.knows(Fact::LayoutCalls) {
+            tracing::warn!(withdrawn = ?agent.report.withdrawn, "layout calls do not show at the mmap lock");
+            drop(agent);
+            return Self::attach_by(pid, options, false);
+        }
+        Ok(agent)
+    }
+
+    /// `by_lock`: layout calls may be told at the mmap lock, where the kernel can.
+    fn attach_by(pid: i32, options: AgentOptions, by_lock: bool) -> Result<Self, AgentError> {
         let types = Types::read()?;
         let mut ebpf = load::load(&types, options.ring_bytes)?;
         let control = ControlPage::map(load::map_fd(&ebpf, "CONTROL")?)?;
         let bitmaps = Bitmaps::map(load::map_fd(&ebpf, "TOUCHED")?, load::map_fd(&ebpf, "SUMMARY")?)?;
         let ring = ebpf.take_map("EVENTS").ok_or(AgentError::Object("EVENTS"))?;
-        let ring = RingBuf::try_from(ring).map_err(|_| AgentError::Object("EVENTS"))?;
+        let mut ring = RingBuf::try_from(ring).map_err(|_| AgentError::Object("EVENTS"))?;
         let counters = ebpf.take_map("COUNTERS").ok_or(AgentError::Object("COUNTERS"))?;
         let counters = PerCpuArray::try_from(counters).map_err(|_| AgentError::Object("COUNTERS"))?;
 
-        let (mut report, attached) = load::attach_all(&mut ebpf, &types, options.choice);
+        let writers_fd = load::map_fd(&ebpf, "WRITERS")?
+            .try_clone_to_owned()
+            .map_err(|e| SyscallError::new("dup", "BPF map WRITERS", e))?;
+        let writers = ebpf.take_map("WRITERS").ok_or(AgentError::Object("WRITERS"))?;
+        let writers = HashMap::try_from(writers).map_err(|_| AgentError::Object("WRITERS"))?;
+        let writers = Writers::new(writers, writers_fd)?;
+
+        let (mut report, attached) = load::attach_all(&mut ebpf, &types, &options, by_lock);
+        control.calls_by_lock().store(u64::from(report.layout_by_lock()), Ordering::SeqCst);
         if options.choice != HookChoice::Auto && report.family() != Some(options.choice) {
             let refusal = report.hooks.iter().find_map(|h| h.refused.first());
             return Err(AgentError::Choice {
@@ -165,7 +193,7 @@ impl Agent {
         let capturing = how.attach(&mut ebpf)?;
         let target = capture(&control, pid)?;
         let own = capture(&control, std::process::id() as i32)?;
-        selftest::run(&control, &bitmaps, own.mm, &mut report)?;
+        selftest::run(&control, &bitmaps, &mut ring, own.mm, &mut report)?;
         // Otherwise everything is read anyway.
         let pinned = (report.hint_mode() == HintMode::Complete).then(|| PinnedFlag::find(&control)).flatten();
 
@@ -179,7 +207,9 @@ impl Agent {
             counters,
             attached,
             report,
+            writers,
             mm: target.mm,
+            own_tgid: own.tgid,
             pinned,
             base: Default::default(),
             blind: 0,
@@ -194,6 +224,7 @@ impl Agent {
         agent.control.last_brk().store(target.brk, Ordering::SeqCst);
         agent.control.target_tgid().store(target.tgid, Ordering::SeqCst);
         agent.control.gone().store(0, Ordering::SeqCst);
+        agent.control.lock_owner().store(0, Ordering::SeqCst);
         agent.control.target_mm().store(target.mm, Ordering::SeqCst);
         if target.tgid == 0 {
             agent.report.withdraw(Fact::Exec, "mm_struct has no owner (CONFIG_MEMCG)");
@@ -294,7 +325,7 @@ impl Agent {
             ring: self.control.loss(loss::RING_FULL),
             high_addr: self.control.loss(loss::HIGH_ADDRESS),
             flip: self.control.loss(loss::FLIP) + self.blind + unreadable,
-            map_full: self.control.loss(loss::CALLS_FULL) + self.control.loss(loss::FOREIGN_FULL),
+            map_full: self.control.loss(loss::CALLS_FULL) + self.control.loss(loss::WRITERS_FULL),
             collapse: self.control.loss(loss::COLLAPSE),
             recursion: misses.0,
             nmissed: misses.1,
@@ -314,7 +345,21 @@ impl Agent {
         }
     }
 
-    /// Appends the layout events since the last call. Events of a call come after the call has returned.
+    /// Whether `event` is a call of this very process. Always true where the kernel does not tell.
+    #[must_use]
+    pub fn is_own(&self, event: &LayoutEvent) -> bool {
+        self.own_tgid == 0 || u64::from(event.tgid) == self.own_tgid
+    }
+
+    /// Ranges that system calls of others, begun before this call, may still be writing. Microseconds for each such call.
+    ///
+    /// Whatever begins later has an event that [`Agent::drain`] did not bring before.
+    pub fn being_written(&mut self) -> Vec<AddrRange> {
+        let lost = self.control.loss(loss::WRITERS_FULL) != 0;
+        self.writers.ranges(&self.control, lost)
+    }
+
+    /// Appends the layout events since the last call. What an event tells of can be read when it arrives.
     pub fn drain(&mut self, events: &mut Vec<LayoutEvent>) {
         while let Some(item) = self.ring.next() {
             events.push(match read_record(&item) {

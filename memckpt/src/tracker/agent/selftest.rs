@@ -5,9 +5,14 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
+use aya::maps::{MapData, RingBuf};
+use memckpt_ebpf::loss;
+
 use super::bitmap::{Bitmaps, ControlPage};
+use super::events::{EventKind, LayoutEvent};
 use super::hooks::{Fact, HookReport};
-use crate::addr::{Addr, CHUNK_SIZE, Chunk, PAGE_SIZE};
+use super::read_record;
+use crate::addr::{Addr, AddrRange, CHUNK_SIZE, Chunk, PAGE_SIZE};
 use crate::kernel::SyscallError;
 
 /// Chunks: touched, written from outside, dropped, truncated, unmapped; and one for alignment.
@@ -69,6 +74,7 @@ impl Drop for Arena {
 pub(super) fn run(
     control: &ControlPage,
     bitmaps: &Bitmaps,
+    ring: &mut RingBuf<MapData>,
     own_mm: u64,
     report: &mut HookReport,
 ) -> Result<(), SyscallError> {
@@ -111,7 +117,67 @@ pub(super) fn run(
     if control.generation().load(Ordering::SeqCst) == generation {
         report.withdraw(Fact::Generation, "self-test: munmap did not move it");
     }
+    drop(arena);
+    if report.layout_by_lock()
+        && let Err(reason) = layout_calls(control, ring, own_mm).map_err(|e| fail("mmap", e))?
+    {
+        report.withdraw(Fact::LayoutCalls, format!("self-test: {reason}"));
+    }
     Ok(())
+}
+
+/// Whether mmap and munmap are told at the mmap lock, with where the mapping was made. Other threads of ours may fill
+/// the ring meanwhile.
+fn layout_calls(
+    control: &ControlPage,
+    ring: &mut RingBuf<MapData>,
+    own_mm: u64,
+) -> io::Result<Result<(), &'static str>> {
+    const TRIES: usize = 5;
+    // No other thread's length.
+    const LEN: usize = 37 * PAGE - 123;
+    let mut outcome = Ok(());
+    for _ in 0..TRIES {
+        while ring.next().is_some() {}
+        let lost = control.loss(loss::RING_FULL);
+        control.target_mm().store(own_mm, Ordering::SeqCst);
+        // SAFETY: a new private mapping at an address of the kernel's choice, gone again before anybody knows of it.
+        let at = unsafe {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            let at = libc::mmap(std::ptr::null_mut(), LEN, libc::PROT_NONE, flags, -1, 0);
+            if at != libc::MAP_FAILED {
+                libc::munmap(at, LEN);
+            }
+            at
+        };
+        let failed = io::Error::last_os_error();
+        control.target_mm().store(0, Ordering::SeqCst);
+        if at == libc::MAP_FAILED {
+            return Err(failed);
+        }
+        let (mut mapped, mut unmapped) = (false, false);
+        while let Some(item) = ring.next() {
+            let Some(event) = read_record(&item).map(|record| LayoutEvent::from_record(&record)) else {
+                continue;
+            };
+            if event.args[1] != LEN as u64 || event.lock == 0 || !event.is_of_the_call() {
+                continue;
+            }
+            let whole = AddrRange::with_len(Addr(at as u64), LEN as u64).page_aligned();
+            let holds = event.ranges().iter().any(|r| r.start <= whole.start && whole.end <= r.end);
+            mapped |= event.kind == EventKind::Mmap && event.found().is_some() && holds;
+            unmapped |= event.kind == EventKind::Munmap && event.args[0] == at as u64;
+        }
+        outcome = match (mapped, unmapped) {
+            (true, true) => return Ok(Ok(())),
+            (false, _) => Err("mmap was not told, or not where to"),
+            (true, false) => Err("munmap was not told"),
+        };
+        if control.loss(loss::RING_FULL) == lost {
+            break;
+        }
+    }
+    Ok(outcome)
 }
 
 /// Maps a file of one page privately at the start of `chunk`, with a copied page in it.

@@ -47,6 +47,9 @@ pub(super) enum When {
     /// The same, but (mm, memcg_path, write, success), as in 6.12.
     PerVmaLocksAndPath,
     NoPerVmaLocks,
+    /// Per-VMA locks, and whatever a system call does to memory shows at the mmap lock, or in the dirty source: from
+    /// 6.16 on madvise drops pages under a VMA's own lock (struct madvise_behavior is as old).
+    MmapLockTells,
 }
 
 /// One way to serve a purpose: all its programs, or none.
@@ -55,6 +58,8 @@ pub(super) struct Way {
     /// [`HookChoice::Auto`]: whatever was chosen.
     pub(super) family: HookChoice,
     pub(super) when: When,
+    /// Facts without which its programs do not work.
+    pub(super) needs: &'static [Fact],
     pub(super) programs: &'static [(&'static str, Point)],
     pub(super) gives: &'static [Fact],
 }
@@ -71,7 +76,17 @@ pub(super) struct Purpose {
 }
 
 const fn way(family: HookChoice, programs: &'static [(&'static str, Point)], gives: &'static [Fact]) -> Way {
-    Way { family, when: When::Always, programs, gives }
+    Way { family, when: When::Always, needs: &[], programs, gives }
+}
+
+/// Of no family, under a condition.
+const fn on(
+    when: When,
+    needs: &'static [Fact],
+    programs: &'static [(&'static str, Point)],
+    gives: &'static [Fact],
+) -> Way {
+    Way { family: Auto, when, needs, programs, gives }
 }
 
 use HookChoice::{Auto, Fentry, Kprobe};
@@ -79,6 +94,10 @@ use Point::{Exit, ProbeEntry, ProbeReturn, Tracepoint};
 
 /// Its argument 0 is the mm that was locked.
 pub(super) const LOCK_TRACEPOINT: &str = "mmap_lock_acquire_returned";
+/// Its argument 0 is the mm that is unlocked at once.
+pub(super) const UNLOCK_TRACEPOINT: &str = "mmap_lock_released";
+/// Where layout calls are told at the mmap lock, this is hooked.
+pub(super) const BY_LOCK_POINT: Point = Tracepoint("vm_unmapped_area");
 
 /// Everything that the agent hooks.
 pub(super) const PURPOSES: &[Purpose] = &[
@@ -168,12 +187,6 @@ pub(super) const PURPOSES: &[Purpose] = &[
         ],
     },
     Purpose {
-        name: "layout calls",
-        parameters: &[],
-        may_be_absent: false,
-        ways: &[way(Auto, &[("call_return", Tracepoint("sys_exit"))], &[Fact::LayoutCalls])],
-    },
-    Purpose {
         name: "madvise by any route",
         parameters: &["mm", "start", "len_in", "behavior"],
         may_be_absent: false,
@@ -191,25 +204,72 @@ pub(super) const PURPOSES: &[Purpose] = &[
         parameters: &[],
         may_be_absent: false,
         ways: &[
-            Way {
-                family: Auto,
-                when: When::PerVmaLocks,
-                programs: &[("lock_taken", Tracepoint(LOCK_TRACEPOINT))],
-                gives: &[Fact::Generation, Fact::ForeignWrites],
-            },
-            Way {
-                family: Auto,
-                when: When::PerVmaLocksAndPath,
-                programs: &[("lock_taken_with_path", Tracepoint(LOCK_TRACEPOINT))],
-                gives: &[Fact::Generation, Fact::ForeignWrites],
-            },
-            Way {
-                family: Auto,
-                when: When::NoPerVmaLocks,
-                programs: &[("tree_written", Tracepoint("ma_write"))],
-                gives: &[Fact::Generation],
-            },
+            on(When::PerVmaLocks, &[], &[("lock_taken", Tracepoint(LOCK_TRACEPOINT))], &[Fact::Generation]),
+            on(
+                When::PerVmaLocksAndPath,
+                &[],
+                &[("lock_taken_with_path", Tracepoint(LOCK_TRACEPOINT))],
+                &[Fact::Generation],
+            ),
+            on(When::NoPerVmaLocks, &[], &[("tree_written", Tracepoint("ma_write"))], &[Fact::Generation]),
         ],
+    },
+    Purpose {
+        name: "the mmap lock's release",
+        parameters: &[],
+        // Without per-VMA locks every fault would pay for it.
+        may_be_absent: false,
+        ways: &[
+            on(
+                When::PerVmaLocks,
+                &[Fact::Generation],
+                &[("lock_released", Tracepoint(UNLOCK_TRACEPOINT))],
+                &[Fact::ForeignWrites],
+            ),
+            on(
+                When::PerVmaLocksAndPath,
+                &[Fact::Generation],
+                &[("lock_released_with_path", Tracepoint(UNLOCK_TRACEPOINT))],
+                &[Fact::ForeignWrites],
+            ),
+        ],
+    },
+    Purpose {
+        name: "layout calls",
+        parameters: &[],
+        may_be_absent: false,
+        ways: &[
+            on(
+                When::MmapLockTells,
+                &[Fact::Generation, Fact::ForeignWrites],
+                &[("area_found", BY_LOCK_POINT)],
+                &[Fact::LayoutCalls],
+            ),
+            // Every system call of the machine goes the slow way while this is attached.
+            way(Auto, &[("call_return", Tracepoint("sys_exit"))], &[Fact::LayoutCalls]),
+        ],
+    },
+    Purpose {
+        name: "io_uring rings made",
+        parameters: &[],
+        may_be_absent: true,
+        ways: &[on(
+            When::MmapLockTells,
+            &[Fact::LayoutCalls],
+            &[("ring_made", Tracepoint("io_uring_create"))],
+            &[],
+        )],
+    },
+    Purpose {
+        name: "io_uring registrations",
+        parameters: &[],
+        may_be_absent: true,
+        ways: &[on(
+            When::MmapLockTells,
+            &[Fact::LayoutCalls],
+            &[("ring_registered", Tracepoint("io_uring_register"))],
+            &[],
+        )],
     },
     Purpose {
         name: "end of the mm",

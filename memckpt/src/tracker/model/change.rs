@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::addr::{Addr, AddrRange, PAGE_SIZE};
+use crate::kernel::maps::Vma;
 use crate::range_set::RangeSet;
 
 /// Every page but the very last, which nothing can be mapped to; the kernel's own half (`[vsyscall]`) is included.
@@ -21,6 +22,15 @@ pub enum Change {
         from: AddrRange,
         /// The range after.
         to: AddrRange,
+    },
+    /// mremap may have taken the pages of `from` to `to`.
+    MaybeMoved {
+        /// The range before.
+        from: AddrRange,
+        /// The range after, or one around it.
+        to: AddrRange,
+        /// Whether `to` is just the range after.
+        exact: bool,
     },
     /// Protection, flags or name may differ; contents do not: mprotect, mlock, most madvise calls.
     Attributes(AddrRange),
@@ -67,11 +77,20 @@ impl Sticky {
         self.earlier.union(&current);
     }
 
-    /// Marks, where `from` was moved to, what is marked in `from`.
-    pub(super) fn follow(&mut self, from: AddrRange, to: AddrRange) {
+    /// Forgets marks of earlier epochs where `layout` has nothing mapped, as all threads stand still.
+    pub(super) fn only_mapped(&mut self, layout: &[Vma]) {
+        if !self.earlier.is_empty() {
+            let mapped: RangeSet = layout.iter().map(|v| v.range).collect();
+            self.earlier = self.earlier.intersection(&mapped);
+        }
+    }
+
+    /// Marks, where a move went to, what is marked where it came from.
+    pub(super) fn follow(&mut self, a_move: &Move) {
+        let from = a_move.from;
         let marked: Vec<_> = self.earlier.within(from).chain(self.current.within(from)).collect();
         for part in marked {
-            if let Some(moved) = translate(part, from, to) {
+            if let Some(moved) = a_move.place(part) {
                 self.current.insert(moved);
             }
         }
@@ -86,25 +105,38 @@ impl Sticky {
     }
 }
 
-/// Where `part` of `from` is after `from` moved to `to`.
-fn translate(part: AddrRange, from: AddrRange, to: AddrRange) -> Option<AddrRange> {
-    let part = part.intersection(from)?;
-    let offset = part.start.get() - from.start.get();
-    let start = Addr(to.start.get().checked_add(offset)?);
-    AddrRange::with_len(start, part.len()).intersection(to)
+/// Pages went from one range to another, or into it somewhere.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Move {
+    pub(super) from: AddrRange,
+    pub(super) to: AddrRange,
+    pub(super) exact: bool,
+}
+
+impl Move {
+    /// Where `part` may be after it.
+    fn place(&self, part: AddrRange) -> Option<AddrRange> {
+        let part = part.intersection(self.from)?;
+        if !self.exact {
+            return Some(self.to);
+        }
+        let offset = part.start.get() - self.from.start.get();
+        let start = Addr(self.to.start.get().checked_add(offset)?);
+        AddrRange::with_len(start, part.len()).intersection(self.to)
+    }
 }
 
 /// The latest moves, oldest first.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Moves(VecDeque<(AddrRange, AddrRange)>);
+pub(super) struct Moves(VecDeque<Move>);
 
 impl Moves {
     /// Remembers a move; the oldest is forgotten where there are too many.
-    pub(super) fn push(&mut self, from: AddrRange, to: AddrRange) {
+    pub(super) fn push(&mut self, a_move: Move) {
         if self.0.len() == MOVES_KEPT {
             self.0.pop_front();
         }
-        self.0.push_back((from, to));
+        self.0.push_back(a_move);
     }
 
     /// A new epoch begins.
@@ -116,8 +148,8 @@ impl Moves {
     #[must_use]
     pub(super) fn places(&self, range: AddrRange) -> RangeSet {
         let mut places: RangeSet = [range].into_iter().collect();
-        for &(from, to) in &self.0 {
-            let moved: Vec<_> = places.within(from).filter_map(|part| translate(part, from, to)).collect();
+        for a_move in &self.0 {
+            let moved: Vec<_> = places.within(a_move.from).filter_map(|part| a_move.place(part)).collect();
             moved.into_iter().for_each(|part| places.insert(part));
         }
         places
@@ -148,15 +180,17 @@ mod tests {
     fn marks_follow_a_move() {
         let mut marks = Sticky::default();
         marks.mark(r(12, 14));
-        marks.follow(r(10, 13), r(30, 33));
+        marks.follow(&Move { from: r(10, 13), to: r(30, 33), exact: true });
         assert_eq!(marks.set().as_slice(), [r(12, 14), r(32, 33)]);
+        marks.follow(&Move { from: r(13, 20), to: r(50, 60), exact: false });
+        assert_eq!(marks.set().as_slice(), [r(12, 14), r(32, 33), r(50, 60)], "anywhere in it");
     }
 
     #[test]
     fn a_mark_that_arrives_late_follows_a_chain_of_moves() {
         let mut moves = Moves::default();
-        moves.push(r(10, 20), r(40, 50));
-        moves.push(r(45, 46), r(90, 91));
+        moves.push(Move { from: r(10, 20), to: r(40, 50), exact: true });
+        moves.push(Move { from: r(45, 46), to: r(90, 91), exact: true });
         assert_eq!(moves.places(r(14, 16)).as_slice(), [r(14, 16), r(44, 46), r(90, 91)]);
         moves.clear();
         assert_eq!(moves.places(r(14, 16)).as_slice(), [r(14, 16)]);

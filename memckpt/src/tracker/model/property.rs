@@ -280,7 +280,7 @@ proptest! {
                 unseen.insert(range(at, len));
             }
             if let Some((change, write_locks)) = space.run(op) {
-                model.apply(change, write_locks);
+                model.apply(change, Explains::Moves(write_locks));
             }
             let frozen = match op {
                 Op::Sync { frozen } => *frozen,
@@ -334,7 +334,7 @@ fn protection_and_in_place_growth_leave_the_rest_inheritable() {
         [Op::Protect { at: 2, len: 2, prot: 3 }, Op::Remap { at: 6, len: 3, new_len: 5, to: 6, keep: false }]
     {
         let (change, locks) = space.run(&op).unwrap_or((Change::Everything, 0));
-        model.apply(change, locks);
+        model.apply(change, Explains::Moves(locks));
     }
     let Ok(synced) = model.sync(&mut &space, Some(space.write_locks), true);
     assert_eq!(model.vmas(), space.vmas());

@@ -12,7 +12,7 @@ use crate::addr::AddrRange;
 use crate::kernel::maps::MapsFile;
 use crate::kernel::process::TargetId;
 use crate::kernel::{SyscallError, features, pidfd, process};
-use crate::tracker::agent::Agent;
+use crate::tracker::agent::{Agent, AgentOptions};
 use crate::tracker::dirty::TrackerKind;
 use crate::tracker::epoch::{Broken, SessionId};
 
@@ -102,7 +102,8 @@ impl Session {
         }
         drop(held);
         // The one that it was made to create is ours.
-        let mut ours = usize::from(wants_userfaultfd);
+        let tells = self.record.events().is_some_and(AgentEvents::tell_userfaultfds);
+        let mut ours = usize::from(wants_userfaultfd && tells);
         notices.retain(|n| {
             let is_ours = *n == Notice::Userfaultfd && ours > 0;
             ours -= usize::from(is_ours);
@@ -122,7 +123,10 @@ impl Prepared {
             standing = Some(Broken::NoTracker("this kernel has neither soft-dirty nor uffd-wp".to_owned()));
         }
         let layout = MapsFile::open(pid)?;
-        let events = match Agent::attach(pid, options.hooks) {
+        // A dropped page of a protected range reads as gone or as written, whenever that happened.
+        let dropped_pages_show = tracker == Some(TrackerKind::UffdWp);
+        let how = AgentOptions { choice: options.hooks, dropped_pages_show, ..AgentOptions::default() };
+        let events = match Agent::attach_with(pid, how) {
             Ok(agent) => Some(AgentEvents::new(agent)),
             // Asked for by name, or not.
             Err(e @ crate::tracker::agent::AgentError::Choice { .. }) => return Err(e.into()),

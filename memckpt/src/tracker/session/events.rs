@@ -41,6 +41,11 @@ impl AgentEvents {
         self.agent.may_be_pinned()
     }
 
+    /// Whether a userfaultfd is an event when it is made. Otherwise it is when a range is registered with it.
+    pub(super) fn tell_userfaultfds(&self) -> bool {
+        !self.agent.hooks().layout_by_lock()
+    }
+
     pub(super) fn set_userfaultfd(&mut self, fd: i32) {
         self.userfaultfd = Some(fd);
     }
@@ -67,8 +72,15 @@ impl EventSource for AgentEvents {
         self.agent.drain(&mut self.buffer);
         for event in self.buffer.drain(..) {
             tracing::trace!(?event);
-            translate(&event, self.userfaultfd, events);
+            let ours = self.userfaultfd.filter(|_| self.agent.is_own(&event));
+            translate(&event, ours, events);
         }
+        // Only to keep the notes few: what is over is forgotten.
+        let _ = self.agent.being_written();
+    }
+
+    fn being_written(&mut self) -> Vec<AddrRange> {
+        self.agent.being_written()
     }
 
     fn hint_mode(&self) -> HintMode {

@@ -7,7 +7,7 @@ use crate::kernel::maps::Vma;
 use crate::range_set::RangeSet;
 use crate::tracker::agent::{HintMode, Losses};
 use crate::tracker::epoch::{Broken, CheckpointId, Epoch, EpochState};
-use crate::tracker::model::{Change, EVERYTHING, LayoutSource, VmaModel};
+use crate::tracker::model::{Change, EVERYTHING, Explains, LayoutSource, VmaModel};
 use crate::tracker::session::info::{Collected, Touched};
 
 /// What one event of the agent means to a session.
@@ -17,8 +17,8 @@ pub enum Observed {
     Layout {
         /// How.
         change: Change,
-        /// By how much the event itself accounts for the generation's movement.
-        generation: u64,
+        /// What of the generation's movement that accounts for.
+        explains: Explains,
     },
     /// The target called exec: the mm that was watched is gone.
     Exec,
@@ -38,6 +38,9 @@ pub trait EventSource {
     fn losses(&self) -> Losses;
     /// Appends what the events that have arrived mean.
     fn drain(&mut self, events: &mut Vec<Observed>);
+    /// Ranges that calls of others may still be writing. A call that is not among them is over, or has an event that was
+    /// not drained before.
+    fn being_written(&mut self) -> Vec<AddrRange>;
     /// Whether touches are complete.
     fn hint_mode(&self) -> HintMode;
     /// Begins a new buffer of touches; when it returns nothing writes to the old one any more.
@@ -86,6 +89,8 @@ struct Transaction {
     connection: u64,
     /// Losses before the flip: what comes later is the next epoch's.
     losses: Losses,
+    /// What others' calls, begun before the scan, may write after it.
+    being_written: Vec<AddrRange>,
     /// Somebody, presumably the client, cleared the dirty bits meanwhile.
     cleared: bool,
 }
@@ -241,7 +246,7 @@ impl<E: EventSource, L: LayoutSource> Record<E, L> {
 
     fn take_in(&mut self, event: Observed, notices: &mut Vec<Notice>) {
         match event {
-            Observed::Layout { change, generation } => self.model.apply(change, generation),
+            Observed::Layout { change, explains } => self.model.apply(change, explains),
             Observed::Exec => {
                 self.epoch.break_off(Broken::Exec);
                 notices.push(Notice::Exec);
@@ -302,8 +307,10 @@ impl<E: EventSource, L: LayoutSource> Record<E, L> {
         for event in observed {
             match event {
                 Observed::ClearRefs => {}
-                // The generation is read anew after this: nothing is left to account for.
-                Observed::Layout { change, .. } => self.model.apply(change, 0),
+                // Movements without a number may be those before the generation was last read.
+                Observed::Layout { change, explains: Explains::Moves(_) } => {
+                    self.model.apply(change, Explains::Nothing);
+                }
                 other => self.take_in(other, notices),
             }
         }
@@ -326,6 +333,8 @@ impl<E: EventSource, L: LayoutSource> Record<E, L> {
         if notices.iter().any(|n| matches!(n, Notice::Exec | Notice::Exit)) {
             return Err(RecordError::Gone);
         }
+        // After the drain: what begins from here on has an event, which the commit brings into the next epoch.
+        let being_written = self.events.as_mut().map_or_else(Vec::new, E::being_written);
         let before = self.losses();
         let (touched, after) = match &mut self.events {
             None => (Touched::Everything { reason: "no events are observed".to_owned() }, before),
@@ -343,7 +352,7 @@ impl<E: EventSource, L: LayoutSource> Record<E, L> {
                 (touched, after)
             }
         };
-        self.transaction = Some(Transaction { connection, losses: before, cleared: false });
+        self.transaction = Some(Transaction { connection, losses: before, being_written, cleared: false });
         let mut changed = self.model.changed().clone();
         if is_record_lossy(&after, &self.forgotten) {
             // Lost between the drain and now.
@@ -387,6 +396,9 @@ impl<E: EventSource, L: LayoutSource> Record<E, L> {
         // What others did to the target while it stood still (a write by process_vm_writev, say) may have come after
         // the scan: it belongs to the new epoch.
         self.drain_own(notices);
+        for range in transaction.being_written {
+            self.model.apply(Change::Written(range), Explains::Nothing);
+        }
         Ok(epoch)
     }
 

@@ -10,7 +10,7 @@ use crate::addr::{AddrRange, Chunk};
 use crate::kernel::maps::{Prot, Vma};
 use crate::tracker::agent::{HintMode, Losses};
 use crate::tracker::epoch::{Broken, CheckpointId, Epoch};
-use crate::tracker::model::{Change, EVERYTHING, LayoutSource};
+use crate::tracker::model::{Change, EVERYTHING, Explains, LayoutSource};
 
 #[derive(Default)]
 struct Fake {
@@ -20,6 +20,7 @@ struct Fake {
     current: Vec<Chunk>,
     previous: Vec<Chunk>,
     vmas: Vec<Vma>,
+    being_written: Vec<AddrRange>,
     incomplete: bool,
 }
 
@@ -31,7 +32,8 @@ impl World {
     fn event(&self, change: Change) {
         let mut world = self.0.borrow_mut();
         world.generation += 1;
-        world.waiting.push(Observed::Layout { change, generation: 1 });
+        let explains = Explains::Lock(world.generation);
+        world.waiting.push(Observed::Layout { change, explains });
     }
 
     fn touch(&self, chunk: u32) {
@@ -64,6 +66,10 @@ impl EventSource for World {
 
     fn drain(&mut self, events: &mut Vec<Observed>) {
         events.append(&mut self.0.borrow_mut().waiting);
+    }
+
+    fn being_written(&mut self) -> Vec<AddrRange> {
+        self.0.borrow().being_written.clone()
     }
 
     fn hint_mode(&self) -> HintMode {
@@ -218,6 +224,31 @@ fn a_foreign_write_during_the_freeze_counts_in_the_next_epoch() {
     let (world, mut record) = begun();
     collect(&mut record, 0);
     world.event(Change::Written(chunk(3)));
+    commit(&mut record, &[]);
+    assert_eq!(collect(&mut record, 0).changed.as_slice(), [chunk(3)]);
+}
+
+#[test]
+fn a_foreign_write_under_way_at_the_scan_counts_in_the_next_epoch_too() {
+    let (world, mut record) = begun();
+    world.event(Change::Written(chunk(3)));
+    world.0.borrow_mut().being_written.push(chunk(3));
+    assert_eq!(collect(&mut record, 0).changed.as_slice(), [chunk(3)]);
+    // It is over now, but the scan came first.
+    world.0.borrow_mut().being_written.clear();
+    commit(&mut record, &[]);
+    assert_eq!(collect(&mut record, 0).changed.as_slice(), [chunk(3)]);
+    commit(&mut record, &[]);
+    assert!(collect(&mut record, 0).changed.is_empty());
+}
+
+#[test]
+fn a_foreign_write_under_way_survives_an_abort() {
+    let (world, mut record) = begun();
+    world.0.borrow_mut().being_written.push(chunk(3));
+    collect(&mut record, 0);
+    assert!(record.abort(US, Ending::Untouched, &mut Vec::new()).is_ok());
+    collect(&mut record, 0);
     commit(&mut record, &[]);
     assert_eq!(collect(&mut record, 0).changed.as_slice(), [chunk(3)]);
 }

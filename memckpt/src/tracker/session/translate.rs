@@ -4,22 +4,24 @@ use libc::{SYS_ioctl, SYS_pread64, SYS_preadv, SYS_process_vm_readv, SYS_read, S
 
 use super::record::Observed;
 use crate::addr::{Addr, AddrRange};
-use crate::tracker::agent::{EventKind, LayoutEvent};
-use crate::tracker::model::{Change, EVERYTHING};
+use crate::tracker::agent::{EventKind, LayoutEvent, Remap};
+use crate::tracker::model::{Change, EVERYTHING, Explains};
 
 /// UFFDIO_REGISTER and UFFDIO_UNREGISTER (linux/userfaultfd.h).
-const REGISTRATIONS: [u64; 2] = [0xC020_AA00, 0x8010_AA01];
+const REGISTER: u64 = 0xC020_AA00;
+const UNREGISTER: u64 = 0x8010_AA01;
 /// Calls that only look at another process's memory.
 const FOREIGN_READS: [i64; 5] = [SYS_read, SYS_pread64, SYS_readv, SYS_preadv, SYS_process_vm_readv];
 /// shmat's SHM_REMAP (linux/shm.h): takes the place of what is there.
 const SHM_REMAP: u64 = 0o40000;
 
-/// Appends what `event` means. `userfaultfd`: the number of our own descriptor, whose registrations take the mm's
-/// lock as anybody's would.
+/// Appends what `event` means. `userfaultfd`: the number of our own descriptor, if we made the call: registrations take
+/// the mm's lock, whoever makes them.
 pub(super) fn translate(event: &LayoutEvent, userfaultfd: Option<i32>, out: &mut Vec<Observed>) {
+    let nothing = |explains| Observed::Layout { change: Change::Attributes(AddrRange::new(0, 0)), explains };
     if is_own_registration(event, userfaultfd) {
         // The ranges are read again by whoever registered them; only the one write lock must be accounted for.
-        out.push(Observed::Layout { change: Change::Attributes(AddrRange::new(0, 0)), generation: 1 });
+        out.push(nothing(lock(event)));
         return;
     }
     match event.kind {
@@ -29,26 +31,56 @@ pub(super) fn translate(event: &LayoutEvent, userfaultfd: Option<i32>, out: &mut
             if event.result >= 0 {
                 out.push(Observed::Userfaultfd);
             }
-            out.push(Observed::Layout { change: Change::Attributes(AddrRange::new(0, 0)), generation: 1 });
+            out.push(nothing(if event.is_by_lock() { lock(event) } else { Explains::Moves(1) }));
         }
         EventKind::ClearRefs => {
             out.push(Observed::ClearRefs);
-            out.push(Observed::Layout { change: Change::Attributes(AddrRange::new(0, 0)), generation: 1 });
+            out.push(nothing(lock(event)));
         }
         _ => {
-            // The agent moves the generation once when a call returns; the call itself takes the write lock once.
-            let mut generation = u64::from(event.call != 0) + u64::from(takes_write_lock(event));
+            if is_ioctl(event, REGISTER) {
+                // Of a userfaultfd of the target's that another process was given.
+                out.push(Observed::Userfaultfd);
+            }
+            let mut explains = explains(event);
             for change in changes(event) {
-                out.push(Observed::Layout { change, generation: std::mem::take(&mut generation) });
+                let explains = std::mem::replace(&mut explains, Explains::Nothing);
+                out.push(Observed::Layout { change, explains });
             }
         }
     }
 }
 
+fn is_ioctl(event: &LayoutEvent, command: u64) -> bool {
+    i64::from(event.call) == SYS_ioctl && event.args[1] & 0xffff_ffff == command
+}
+
 fn is_own_registration(event: &LayoutEvent, userfaultfd: Option<i32>) -> bool {
-    i64::from(event.call) == SYS_ioctl
+    (is_ioctl(event, REGISTER) || is_ioctl(event, UNREGISTER))
         && userfaultfd.and_then(|fd| u64::try_from(fd).ok()) == Some(event.args[0] & 0xffff_ffff)
-        && REGISTRATIONS.contains(&(event.args[1] & 0xffff_ffff))
+}
+
+/// What of the generation's movement the event's change accounts for.
+fn explains(event: &LayoutEvent) -> Explains {
+    if event.call != 0 && event.lock == 0 && !event.is_by_lock() && event.kind != EventKind::ProcessVmWrite {
+        // Told at its return: the agent moves the generation once then; the call itself takes the write lock once.
+        return Explains::Moves(1 + u64::from(takes_write_lock(event)));
+    }
+    match event.kind {
+        // The lock was that of a stack that grew.
+        EventKind::ProcessVmWrite => Explains::Nothing,
+        // These read user memory, and a stack may grow from that, which has nothing to do with the event's range.
+        EventKind::Flags => Explains::Nothing,
+        _ if !event.is_of_the_call() => Explains::Nothing,
+        _ => lock(event),
+    }
+}
+
+fn lock(event: &LayoutEvent) -> Explains {
+    match event.lock {
+        0 => Explains::Nothing,
+        number => Explains::Lock(number),
+    }
 }
 
 fn takes_write_lock(event: &LayoutEvent) -> bool {
@@ -73,6 +105,9 @@ fn changes(event: &LayoutEvent) -> Vec<Change> {
     let each = |make: fn(AddrRange) -> Change| event.ranges().into_iter().map(make).collect();
     let failed = event.result < 0;
     match event.kind {
+        EventKind::Mmap | EventKind::Munmap | EventKind::Mremap | EventKind::Shmat if event.is_by_lock() => {
+            changes_by_lock(event)
+        }
         // Part of the work may be done; nothing is certain to be gone.
         EventKind::Mmap | EventKind::Munmap | EventKind::Mremap if failed => each(Change::Unclear),
         EventKind::Mmap => vec![Change::Replaced(span(event.result.unsigned_abs(), a1))],
@@ -110,6 +145,26 @@ fn changes(event: &LayoutEvent) -> Vec<Change> {
         | EventKind::Exit
         | EventKind::Userfaultfd
         | EventKind::ClearRefs => vec![Change::Everything],
+    }
+}
+
+/// Of a call whose result is not known: nothing is certain to be gone, and what came into being lies in a hole unless the
+/// arguments say otherwise. A hole counts as changed too: it may have come about unseen.
+fn changes_by_lock(event: &LayoutEvent) -> Vec<Change> {
+    let whole_layout = Change::Attributes(EVERYTHING);
+    match event.kind {
+        EventKind::Munmap => event.ranges().into_iter().map(Change::Unclear).collect(),
+        EventKind::Mremap => match event.remapped() {
+            Remap::Tail(tail) => vec![Change::Unclear(tail)],
+            Remap::Moved { from, to, exact } => vec![Change::MaybeMoved { from, to, exact }],
+            Remap::Unknown(from) => vec![Change::Unclear(from), whole_layout],
+        },
+        EventKind::Shmat if event.args[2] & SHM_REMAP != 0 => vec![Change::Everything],
+        EventKind::Shmat => event.found().map(Change::Unclear).into_iter().chain([whole_layout]).collect(),
+        _ => {
+            let hint = event.is_placed_by_hint().then_some(whole_layout);
+            event.placed().map(Change::Unclear).into_iter().chain(hint).collect()
+        }
     }
 }
 
@@ -168,19 +223,28 @@ mod tests {
     #[test]
     fn results_count_and_not_intentions() {
         let mapped = of(json!("mmap"), libc::SYS_mmap, [0, 0x3000, 3, 0x22, u64::MAX, 0], 0x7000);
-        assert_eq!(mapped, [Layout { change: Change::Replaced(r(0x7000, 0xa000)), generation: 2 }]);
+        assert_eq!(
+            mapped,
+            [Layout { change: Change::Replaced(r(0x7000, 0xa000)), explains: Explains::Moves(2) }]
+        );
         let moved = of(json!("mremap"), libc::SYS_mremap, [0x1000, 0x2000, 0x4000, 1, 0, 0], 0x9000);
         let change = Change::Moved { from: r(0x1000, 0x3000), to: r(0x9000, 0xd000) };
-        assert_eq!(moved, [Layout { change, generation: 2 }]);
+        assert_eq!(moved, [Layout { change, explains: Explains::Moves(2) }]);
         let grown = of(json!("brk"), libc::SYS_brk, [0x5010, 0x3010, 0x5010, 0, 0, 0], 0x5010);
-        assert_eq!(grown, [Layout { change: Change::Replaced(r(0x3010, 0x5010)), generation: 2 }]);
+        assert_eq!(
+            grown,
+            [Layout { change: Change::Replaced(r(0x3010, 0x5010)), explains: Explains::Moves(2) }]
+        );
     }
 
     #[test]
     fn a_failed_fixed_mmap_may_have_unmapped() {
         let args = [0x1000, 0x2000, 3, 0x32, u64::MAX, 0];
         let failed = of(json!("mmap"), libc::SYS_mmap, args, -12);
-        assert_eq!(failed, [Layout { change: Change::Unclear(r(0x1000, 0x3000)), generation: 1 }]);
+        assert_eq!(
+            failed,
+            [Layout { change: Change::Unclear(r(0x1000, 0x3000)), explains: Explains::Moves(1) }]
+        );
     }
 
     #[test]
@@ -189,29 +253,41 @@ mod tests {
             of(json!({"madvise": advice}), libc::SYS_madvise, [0x1000, 0x1000, advice as u64, 0, 0, 0], 0)
         };
         let range = r(0x1000, 0x2000);
-        assert_eq!(advise(libc::MADV_FREE), [Layout { change: Change::Freed(range), generation: 1 }]);
-        assert_eq!(advise(libc::MADV_DONTNEED), [Layout { change: Change::Dropped(range), generation: 1 }]);
+        assert_eq!(
+            advise(libc::MADV_FREE),
+            [Layout { change: Change::Freed(range), explains: Explains::Moves(1) }]
+        );
+        assert_eq!(
+            advise(libc::MADV_DONTNEED),
+            [Layout { change: Change::Dropped(range), explains: Explains::Moves(1) }]
+        );
         assert_eq!(
             advise(libc::MADV_DONTFORK),
-            [Layout { change: Change::Attributes(range), generation: 2 }]
+            [Layout { change: Change::Attributes(range), explains: Explains::Moves(2) }]
         );
-        assert_eq!(advise(4711), [Layout { change: Change::Unclear(range), generation: 1 }]);
+        assert_eq!(advise(4711), [Layout { change: Change::Unclear(range), explains: Explains::Moves(1) }]);
         assert_eq!(advise(libc::MADV_WILLNEED), []);
     }
 
     #[test]
     fn our_own_registrations_are_no_changes_and_others_are() {
         let args = |fd| [fd, 0xC020_AA00, 0, 0, 0, 0];
-        let nothing = Layout { change: Change::Attributes(r(0, 0)), generation: 1 };
+        let nothing = Layout { change: Change::Attributes(r(0, 0)), explains: Explains::Nothing };
         assert_eq!(of(json!("unknown"), libc::SYS_ioctl, args(7), 0), [nothing]);
         let theirs = of(json!("unknown"), libc::SYS_ioctl, args(8), 0);
-        assert!(matches!(theirs[..], [Layout { change: Change::Everything, .. }]), "{theirs:?}");
+        assert!(
+            matches!(theirs[..], [Observed::Userfaultfd, Layout { change: Change::Everything, .. }]),
+            "{theirs:?}"
+        );
     }
 
     #[test]
     fn shared_memory_is_found_by_comparing_unless_it_replaces() {
         let attached = of(json!("shmat"), libc::SYS_shmat, [1, 0, 0, 0, 0, 0], 0x7000);
-        assert_eq!(attached, [Layout { change: Change::Attributes(EVERYTHING), generation: 2 }]);
+        assert_eq!(
+            attached,
+            [Layout { change: Change::Attributes(EVERYTHING), explains: Explains::Moves(2) }]
+        );
         let replaced = of(json!("shmat"), libc::SYS_shmat, [1, 0x7000, SHM_REMAP, 0, 0, 0], 0x7000);
         assert!(matches!(replaced[..], [Layout { change: Change::Everything, .. }]), "{replaced:?}");
     }

@@ -1,13 +1,16 @@
 //! The agent against a child whose every fault and system call is known, by each family of hooks.
 
 mod events;
+mod foreign;
 mod hints;
+mod layout;
 mod victim;
 
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::*;
+use crate::addr::{Addr, CHUNK_SIZE, PAGE_SIZE};
 use victim::Victim;
 
 /// Says why a test cannot run here, in the form that the test runner looks for.
@@ -16,9 +19,19 @@ fn skip(name: &str, reason: &str) {
     let _ = writeln!(std::io::stderr(), "memckpt-test-skip: {name}: {reason}");
 }
 
+/// Layout calls at the mmap lock wherever the kernel can.
+fn options(choice: HookChoice) -> AgentOptions {
+    AgentOptions { choice, dropped_pages_show: true, ..AgentOptions::default() }
+}
+
 /// An agent with hooks of `choice`, or the reason why this kernel has none.
 fn attach(name: &str, victim: &Victim, choice: HookChoice) -> Option<Agent> {
-    match Agent::attach(victim.pid, choice) {
+    attach_by(name, victim, choice, true)
+}
+
+/// As [`attach`], with layout calls told at their return if not `by_lock`.
+fn attach_by(name: &str, victim: &Victim, choice: HookChoice, by_lock: bool) -> Option<Agent> {
+    match Agent::attach_by(victim.pid, options(choice), by_lock) {
         Ok(agent) => {
             assert_eq!(agent.losses(), Losses::default());
             assert!(agent.hooks().withdrawn.keys().all(|f| *f == Fact::MissesCounted), "{:?}", agent.hooks());
@@ -49,6 +62,14 @@ macro_rules! for_each_family {
     };
 }
 use for_each_family;
+
+const RW: u64 = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+const SHARED: u64 = (libc::MAP_SHARED | libc::MAP_ANONYMOUS) as u64;
+const ANON: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+
+fn range(start: u64, pages: u64) -> AddrRange {
+    AddrRange::with_len(Addr(start), pages * PAGE_SIZE)
+}
 
 fn memfd(len: u64) -> OwnedFd {
     // SAFETY: a new descriptor.
