@@ -23,30 +23,50 @@ pub fn capture(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// Notes `mm`, if the thread that captures is the one that locked it; or looks at the registers that it asks for.
+/// Whether the current thread is the one that captures.
 #[inline(always)]
-pub fn capture_mm(control: *mut Control, mm: *const u8) {
-    // SAFETY: the control page throughout; an mm_struct argument with offsets from BTF.
+fn captures(control: *mut Control) -> bool {
+    // SAFETY: the control page.
     unsafe {
         let tid = read_volatile(&raw const (*control).capture_tid);
         if tid == 0 {
-            return;
+            return false;
         }
         let mut who = bpf_pidns_info { pid: 0, tgid: 0 };
         let [dev, ino] = (*control).capture_ns;
-        if bpf_get_ns_current_pid_tgid(dev, ino, &raw mut who, size_of::<bpf_pidns_info>() as u32) != 0
-            || who.pid as u64 != tid
-        {
-            return;
+        bpf_get_ns_current_pid_tgid(dev, ino, &raw mut who, size_of::<bpf_pidns_info>() as u32) == 0
+            && who.pid as u64 == tid
+    }
+}
+
+/// Looks at the registers that the thread which captures asks for; false if it does not.
+#[inline(always)]
+pub fn peek(control: *mut Control) -> bool {
+    // SAFETY: the control page.
+    unsafe {
+        if !captures(control) {
+            return false;
         }
         let at = read_volatile(&raw const (*control).peek_at);
-        if at != 0 {
-            (*control).peeked = match bpf_probe_read_kernel::<[u64; regs::WORDS]>(at as *const _) {
-                Ok(regs) => regs::call_in(&regs),
-                Err(_) => Call { number: u64::MAX, args: [u64::MAX; 6], result: u64::MAX },
-            };
-            return;
+        if at == 0 {
+            return false;
         }
+        (*control).peeked = match bpf_probe_read_kernel::<[u64; regs::WORDS]>(at as *const _) {
+            Ok(regs) => regs::call_in(&regs),
+            Err(_) => Call { number: u64::MAX, args: [u64::MAX; 6], result: u64::MAX },
+        };
+        true
+    }
+}
+
+/// Notes `mm`, if the thread that captures is the one that locked it; or looks at the registers that it asks for.
+#[inline(always)]
+pub fn capture_mm(control: *mut Control, mm: *const u8) {
+    if peek(control) || !captures(control) {
+        return;
+    }
+    // SAFETY: the control page throughout; an mm_struct argument with offsets from BTF.
+    unsafe {
         let own = mm as u64 == current_mm();
         if own != ((*control).capture_own != 0) {
             return;

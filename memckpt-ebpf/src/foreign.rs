@@ -11,9 +11,21 @@ use crate::maps::{WRITERS, current_id, emit, lose};
 use crate::nr;
 use crate::regs::{self, Abi, Who};
 
-/// `lock`: its number, 0 if it was taken for reading. `write`: it is let go of as a writer.
+/// The lock is let go of. `lock`: its number, 0 if it was taken for reading. `write`: it is let go of as a writer.
 #[inline(always)]
 pub fn released(control: *mut Control, task: *const u8, lock: u64, write: bool) {
+    tell(control, task, lock, write, false);
+}
+
+/// It gets hold of the target's pages, and may copy to them from now on until its call is over.
+#[inline(always)]
+pub fn gets_pages(control: *mut Control, task: *const u8) {
+    tell(control, task, 0, false, true);
+}
+
+/// `before`: whatever the call, it has not copied yet.
+#[inline(always)]
+fn tell(control: *mut Control, task: *const u8, lock: u64, write: bool, before: bool) {
     let mut flags = if lock != 0 { foreign::WRITE } else { 0 } | if write { 0 } else { foreign::READ };
     let regs = regs::saved();
     let call = match regs::who(task) {
@@ -48,8 +60,8 @@ pub fn released(control: *mut Control, task: *const u8, lock: u64, write: bool) 
         lock,
         ..Record::default()
     };
-    if call == nr::PROCESS_VM_WRITEV {
-        if flags & foreign::ODD == 0 && record.args[4] == 1 {
+    if before || call == nr::PROCESS_VM_WRITEV {
+        if call == nr::PROCESS_VM_WRITEV && flags & foreign::ODD == 0 && record.args[4] == 1 {
             // SAFETY: the helper checks the caller's address.
             if let Ok(iovec) = unsafe { bpf_probe_read_user::<[u64; 2]>(record.args[3] as *const _) } {
                 record.extra = iovec;

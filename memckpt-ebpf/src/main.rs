@@ -20,6 +20,7 @@ mod maps;
 mod mark;
 mod nr;
 mod regs;
+mod remote;
 mod rings;
 mod zaps;
 

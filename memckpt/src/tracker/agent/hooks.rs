@@ -47,9 +47,11 @@ pub enum Fact {
     End,
     /// exec, at once.
     Exec,
-    /// System calls by which another task may have written into the target, or may be writing still. Only asynchronous
-    /// write-protection needs it: soft-dirty's clear waits for them.
+    /// System calls by which another task may have written into the target, or may be writing still. Others run on while
+    /// the target is frozen, and what they write between the scan and the clear is in no bit afterwards.
     ForeignWrites,
+    /// Another task's write to the target's clear_refs, at once.
+    ForeignClears,
     /// Every hook run that the kernel skipped is counted.
     MissesCounted,
 }
@@ -188,6 +190,7 @@ impl fmt::Display for Fact {
             Self::End => "end of the address space",
             Self::Exec => "exec",
             Self::ForeignWrites => "writes by others",
+            Self::ForeignClears => "clears by others",
             Self::MissesCounted => "count of missed hook runs",
         })
     }

@@ -319,7 +319,7 @@ pub(super) enum Capture {
 impl Capture {
     /// Makes ready to capture: after the hooks were attached.
     pub(super) fn prepare(ebpf: &mut Ebpf, types: &Types, report: &HookReport) -> Result<Self, AgentError> {
-        if report.knows(Fact::ForeignWrites) {
+        if report.knows(Fact::ForeignClears) {
             return Ok(Self::Always);
         }
         let load = |ebpf: &mut Ebpf| {

@@ -176,9 +176,8 @@ impl Agent {
             .map_err(|e| SyscallError::new("dup", "BPF map WRITERS", e))?;
         let writers = ebpf.take_map("WRITERS").ok_or(AgentError::Object("WRITERS"))?;
         let writers = HashMap::try_from(writers).map_err(|_| AgentError::Object("WRITERS"))?;
-        let writers = Writers::new(writers, writers_fd)?;
-
         let (mut report, attached) = load::attach_all(&mut ebpf, &types, &options, by_lock);
+        let writers = Writers::new(writers, writers_fd, report.knows(Fact::ForeignClears))?;
         control.calls_by_lock().store(u64::from(report.layout_by_lock()), Ordering::SeqCst);
         if options.choice != HookChoice::Auto && report.family() != Some(options.choice) {
             let refusal = report.hooks.iter().find_map(|h| h.refused.first());

@@ -224,14 +224,41 @@ pub(super) const PURPOSES: &[Purpose] = &[
                 When::PerVmaLocks,
                 &[Fact::Generation],
                 &[("lock_released", Tracepoint(UNLOCK_TRACEPOINT))],
-                &[Fact::ForeignWrites],
+                &[Fact::ForeignWrites, Fact::ForeignClears],
             ),
             on(
                 When::PerVmaLocksAndPath,
                 &[Fact::Generation],
                 &[("lock_released_with_path", Tracepoint(UNLOCK_TRACEPOINT))],
-                &[Fact::ForeignWrites],
+                &[Fact::ForeignWrites, Fact::ForeignClears],
             ),
+        ],
+    },
+    Purpose {
+        name: "accesses by others",
+        parameters: &["mm"],
+        may_be_absent: false,
+        ways: &[
+            Way {
+                family: Fentry,
+                when: When::NoPerVmaLocks,
+                needs: &[],
+                programs: &[
+                    ("remote_got", Exit("get_user_pages_remote")),
+                    ("remote_pinned", Exit("pin_user_pages_remote")),
+                ],
+                gives: &[Fact::ForeignWrites],
+            },
+            Way {
+                family: Kprobe,
+                when: When::NoPerVmaLocks,
+                needs: &[],
+                programs: &[
+                    ("remote_got_entry", ProbeEntry("get_user_pages_remote")),
+                    ("remote_pinned_entry", ProbeEntry("pin_user_pages_remote")),
+                ],
+                gives: &[Fact::ForeignWrites],
+            },
         ],
     },
     Purpose {

@@ -29,7 +29,6 @@ use super::load::sys;
 use crate::addr::{Addr, AddrRange};
 use crate::kernel::SyscallError;
 
-const PAGEMAP: &str = "/proc/self/pagemap";
 const WORDS: usize = size_of::<Writer>() / 8;
 const CALL_WORDS: usize = size_of::<Call>() / 8;
 
@@ -42,16 +41,22 @@ pub(super) struct Writers {
     fd: OwnedFd,
     /// Notes taken out of the map whose calls were not over.
     open: Vec<Note>,
-    /// Reading it takes our own mmap lock, which makes the program run that looks at registers for us.
-    pagemap: File,
+    /// Reading it makes the program run that looks at registers for us: `/proc/self/pagemap`, which takes our own mmap
+    /// lock; or, where that is not hooked, `/proc/self/mem`, which asks for our own pages.
+    trigger: File,
     /// It can no longer be told who writes.
     blind: bool,
 }
 
 impl Writers {
-    pub(super) fn new(map: HashMap<MapData, u64, Note>, fd: OwnedFd) -> Result<Self, SyscallError> {
-        let pagemap = File::open(PAGEMAP).map_err(|e| SyscallError::new("open", PAGEMAP, e))?;
-        Ok(Self { map, fd, open: Vec::new(), pagemap, blind: false })
+    pub(super) fn new(
+        map: HashMap<MapData, u64, Note>,
+        fd: OwnedFd,
+        lock_is_hooked: bool,
+    ) -> Result<Self, SyscallError> {
+        let path = if lock_is_hooked { "/proc/self/pagemap" } else { "/proc/self/mem" };
+        let trigger = File::open(path).map_err(|e| SyscallError::new("open", path, e))?;
+        Ok(Self { map, fd, open: Vec::new(), trigger, blind: false })
     }
 
     /// Ranges that calls seen so far may still be writing. `lost`: notes could not be taken.
@@ -61,8 +66,8 @@ impl Writers {
             // For good: which calls were missed, and how long they take, is not known.
             return vec![EVERYTHING];
         }
-        let pagemap = &self.pagemap;
-        self.open.retain(|note| may_be_under_way(control, pagemap, note));
+        let trigger = &self.trigger;
+        self.open.retain(|note| may_be_under_way(control, trigger, note));
         self.open.iter().map(range).collect()
     }
 
@@ -86,7 +91,7 @@ fn range(note: &Note) -> AddrRange {
     AddrRange::with_len(Addr(start), len).page_aligned()
 }
 
-fn may_be_under_way(control: &ControlPage, pagemap: &File, note: &Note) -> bool {
+fn may_be_under_way(control: &ControlPage, trigger: &File, note: &Note) -> bool {
     // Unless the program says otherwise.
     for (index, word) in note[1..=CALL_WORDS].iter().enumerate() {
         control.peeked(index).store(*word, Ordering::SeqCst);
@@ -95,8 +100,9 @@ fn may_be_under_way(control: &ControlPage, pagemap: &File, note: &Note) -> bool 
     // SAFETY: gettid has no preconditions.
     let tid = unsafe { libc::gettid() };
     control.capture_tid().store(tid as u64, Ordering::SeqCst);
-    // Its result does not matter, as the lock is taken for any address (pagemap_read, fs/proc/task_mmu.c).
-    let _ = pagemap.read_at(&mut [0; 8], 0);
+    // Its result does not matter: the lock is taken, and pages are asked for, at any address (pagemap_read,
+    // fs/proc/task_mmu.c; __access_remote_vm, mm/memory.c).
+    let _ = trigger.read_at(&mut [0; 8], 0);
     control.capture_tid().store(0, Ordering::SeqCst);
     control.peek_at().store(0, Ordering::SeqCst);
     (0..CALL_WORDS).all(|index| control.peeked(index).load(Ordering::SeqCst) == note[1 + index])

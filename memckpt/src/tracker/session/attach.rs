@@ -137,10 +137,8 @@ impl Prepared {
                 None
             }
         };
-        if let Some(gaps) = events.as_ref().and_then(|e| e.gaps(tracker == Some(TrackerKind::UffdWp))) {
-            notes.push(format!(
-                "the record of layout changes has gaps, so that every checkpoint is full: {gaps}"
-            ));
+        if let Some(gaps) = events.as_ref().and_then(AgentEvents::gaps) {
+            notes.push(format!("the record of changes has gaps, so that every checkpoint is full: {gaps}"));
             standing.get_or_insert(Broken::NoEvents(gaps));
         }
         if let Some(events) = &events {

@@ -9,8 +9,8 @@ use crate::kernel::maps::{MapsError, MapsFile, Vma};
 use crate::tracker::agent::{Agent, AgentError, Buffer, Fact, HintMode, LayoutEvent, Losses};
 use crate::tracker::model::LayoutSource;
 
-/// Facts without which the record of layout changes is not unbroken.
-const RECORD: [Fact; 2] = [Fact::LayoutCalls, Fact::Generation];
+/// Facts without which the record of changes is not unbroken.
+const RECORD: [Fact; 3] = [Fact::LayoutCalls, Fact::Generation, Fact::ForeignWrites];
 
 /// The eBPF agent as a source of events.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl AgentEvents {
 
     /// Whether a write to the target's clear_refs is an event.
     pub(super) fn tell_clears(&self) -> bool {
-        self.agent.hooks().knows(Fact::ForeignWrites)
+        self.agent.hooks().knows(Fact::ForeignClears)
     }
 
     /// See [`Agent::may_be_pinned`].
@@ -50,11 +50,10 @@ impl AgentEvents {
         self.userfaultfd = Some(fd);
     }
 
-    /// Why layout changes may go unnoticed, if so. `foreign_writes`: the dirty source does not see other processes'
-    /// writes that were under way at its scan.
-    pub(super) fn gaps(&self, foreign_writes: bool) -> Option<String> {
-        let needed = RECORD.into_iter().chain(foreign_writes.then_some(Fact::ForeignWrites));
-        let gaps: Vec<_> = needed.filter(|&f| !self.agent.hooks().knows(f)).map(|f| f.to_string()).collect();
+    /// Why changes of the layout, or writes by others, may go unnoticed, if so.
+    pub(super) fn gaps(&self) -> Option<String> {
+        let gaps: Vec<_> =
+            RECORD.into_iter().filter(|&f| !self.agent.hooks().knows(f)).map(|f| f.to_string()).collect();
         (!gaps.is_empty()).then(|| format!("not seen: {}", gaps.join(", ")))
     }
 }
