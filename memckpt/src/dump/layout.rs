@@ -3,7 +3,7 @@
 use crate::addr::AddrRange;
 use crate::kernel::maps::Vma;
 use crate::kernel::smaps::{self, VmFlags};
-use crate::plan::{Area, VmaClass, VmaFacts, classify};
+use crate::plan::{Area, SharedKind, VmaClass, VmaFacts, classify};
 use crate::range_set::RangeSet;
 use crate::tracker::dirty::TrackerKind;
 
@@ -88,8 +88,11 @@ impl Layout {
     }
 
     /// Shared memory that belongs to no file, and so is nowhere but in the process.
-    pub(super) fn shared_anonymous(&self) -> impl Iterator<Item = &Vma> {
-        self.iter().filter(|(_, class, _)| matches!(class, VmaClass::SharedAnon(_))).map(|(vma, ..)| vma)
+    pub(super) fn shared_anonymous(&self) -> impl Iterator<Item = (&Vma, SharedKind)> {
+        self.iter().filter_map(|(vma, class, _)| match class {
+            VmaClass::SharedAnon(kind) => Some((vma, kind)),
+            _ => None,
+        })
     }
 }
 

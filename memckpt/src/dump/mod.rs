@@ -21,6 +21,7 @@ mod parent;
 pub mod refuse;
 mod request;
 mod restless;
+mod shared;
 mod state;
 mod tracking;
 mod write;
@@ -31,6 +32,7 @@ pub use request::{Afterwards, Kind, PageMode, Request};
 
 use layout::Layout;
 use parent::Parent;
+use shared::SharedObjects;
 use tracking::{Known, Tracking};
 
 /// Takes one checkpoint.
@@ -52,6 +54,7 @@ struct Prepared {
     parent: Option<Parent>,
     tracking: Tracking,
     layout: Layout,
+    shared: SharedObjects,
     memory: ProcMem,
     injection: Option<Injection>,
     notes: Vec<String>,
@@ -65,6 +68,7 @@ struct Captured {
     parent: Option<Parent>,
     tracking: Tracking,
     layout: Layout,
+    shared: SharedObjects,
     registers: Vec<ThreadRegisters>,
     known: Known,
     scanned: RangeSet,
@@ -88,13 +92,16 @@ impl Prepared {
         };
         let tracking = Tracking::find(request)?;
         let layout = Layout::read(request.pid, maps::read(request.pid)?, tracking.tracker())?;
-        refuse::shared_memory(request, &layout, &mut notes)?;
 
         // The target is touched from here on.
         let mut tracking = tracking.start(request)?;
         let parent = Parent::of(chain, request, &tracking, &mut notes)?;
         let layout = layout.updated(request.pid, tracking.layout(request.pid)?, tracking.tracker())?;
         notes.extend(tracking.notes());
+        let shared = match request.kind {
+            Kind::Dump => SharedObjects::open(request.pid, &layout, &mut images)?,
+            Kind::PreDump => SharedObjects::none(),
+        };
         let injection = match request.page_mode {
             PageMode::Read => None,
             PageMode::Splice => Injection::prepare(request.pid)
@@ -109,6 +116,7 @@ impl Prepared {
             parent,
             tracking,
             layout,
+            shared,
             memory: ProcMem::open(request.pid)?,
             injection,
             notes,
@@ -129,6 +137,9 @@ impl Prepared {
         }
         if let Some(vmas) = known.vmas.take() {
             self.layout = self.layout.updated(pid, vmas, self.tracking.tracker())?;
+            if request.kind == Kind::Dump {
+                self.shared.update(pid, &self.layout, &mut self.images)?;
+            }
         }
         let parent = Parent::keep(self.parent, request, &known, &mut self.notes)?;
         let no_pages = RangeSet::new();
@@ -164,6 +175,7 @@ impl Prepared {
         // Grab.
         let grabbing = Instant::now();
         let mode = grab(&mut frozen, self.injection, &runs, &self.memory, &self.pages, &mut self.notes)?;
+        self.shared.grab()?;
         let memdump_us = micros(grabbing);
 
         // Begin the next epoch, whose parent this checkpoint is.
@@ -200,6 +212,7 @@ impl Prepared {
             parent,
             tracking: self.tracking,
             layout: self.layout,
+            shared: self.shared,
             registers,
             known,
             scanned,

@@ -51,6 +51,8 @@ pub struct Counters {
     pub pages_written: PageCount,
     /// Pages left to the parent.
     pub pages_inherited: PageCount,
+    /// Pages of shared memory without a file; in this directory too, beside `pages_written`.
+    pub shared_pages_written: PageCount,
     /// Layout events seen since the epoch began.
     pub layout_events: u64,
     /// Chunks of 2 MiB touched since the epoch began; `None` without hints.
