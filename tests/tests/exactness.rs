@@ -44,7 +44,7 @@ fn chain(test: &str, kinds: &str, tracker: Tracker, pre_dump_mode: &str) -> Resu
     change(&mut victim, pre_dumps, true)?;
     let before = victim.ask("sum")?;
     let last = scratch.directory("dump")?;
-    memckpt(["dump", "-t", &pid, "--leave-stopped", "--track-mem", "--prev-images-dir"])
+    memckpt(["dump", "-t", &pid, "--audit", "--leave-stopped", "--track-mem", "--prev-images-dir"])
         .arg(format!("../{pre_dumps}"))
         .arg("-D")
         .arg(&last)
@@ -66,6 +66,8 @@ fn compare(images: &Path, pid: i32, has_shared: bool) -> Result<()> {
     // in mm/mmap.c), with all the pages that it had before.
     ensure!(compared.inherited > 0, "nothing was inherited: {compared:?}");
     memckpt(["show", "--compare", &pid.to_string()]).arg(images).ok()?;
+    let meta: serde_json::Value = serde_json::from_slice(&std::fs::read(images.join("memckpt.json"))?)?;
+    ensure!(meta["audit"]["pages_compared"] == compared.inherited, "audited: {}", meta["audit"]);
     if has_shared {
         ensure!(compared.shared > 300, "hardly any shared memory was compared: {compared:?}");
     }

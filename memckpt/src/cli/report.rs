@@ -44,6 +44,13 @@ pub(crate) fn checkpoint(meta: &CheckpointMeta, json: bool) -> anyhow::Result<()
     for (name, value) in rows.into_iter().filter(|(name, _)| !absent(*name)) {
         writeln!(out, "  {name:<18}{value}")?;
     }
+    if let Some(audit) = &meta.audit {
+        writeln!(
+            out,
+            "  {:<18}{} mappings, {} pages scanned, {} inherited pages compared, {} wrong",
+            "audit", audit.vmas, audit.pages_scanned, audit.pages_compared, audit.disagreements
+        )?;
+    }
     for note in &meta.notes {
         writeln!(out, "  note: {note}")?;
     }

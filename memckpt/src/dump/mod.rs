@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::addr::PageCount;
 use crate::image::meta::{Counters, Timings};
-use crate::image::{CheckpointMeta, ImagesDir, PagesFile};
+use crate::image::{Audit, CheckpointMeta, ImagesDir, PagesFile};
 use crate::kernel::maps;
 use crate::kernel::memory::ProcMem;
 use crate::kernel::process::TargetId;
@@ -14,6 +14,7 @@ use crate::target::{Frozen, InfectError, Injection, ThreadRegisters, on_tracer_t
 use crate::tracker::dirty::{PageFlags, PageRun};
 use crate::tracker::epoch::{CheckpointId, Epoch};
 
+mod audit;
 mod error;
 mod layout;
 mod pages;
@@ -74,6 +75,7 @@ struct Captured {
     scanned: RangeSet,
     states: Vec<PageRun>,
     epoch: Option<Epoch>,
+    audit: Option<Audit>,
     mode: PageMode,
     counters: Counters,
     timings: Timings,
@@ -172,6 +174,14 @@ impl Prepared {
             "looked"
         );
 
+        let audit = if request.audit {
+            let source = self.tracking.source();
+            let parent = parent.as_ref();
+            Some(audit::check(pid, &self.layout, &evidence, source, &restless, parent, &self.memory)?)
+        } else {
+            None
+        };
+
         // Grab.
         let grabbing = Instant::now();
         let mode = grab(&mut frozen, self.injection, &runs, &self.memory, &self.pages, &mut self.notes)?;
@@ -218,6 +228,7 @@ impl Prepared {
             scanned,
             states,
             epoch,
+            audit,
             mode,
             counters,
             timings: Timings { freezing_us, frozen_us, memdump_us, memwrite_us: 0, clear_us },

@@ -166,6 +166,7 @@ impl Captured {
             boot_id: process::boot_id()?,
             taken_unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64),
             counters: self.counters,
+            audit: self.audit.clone(),
             timings: self.timings,
             notes: self.notes.clone(),
         })

@@ -1,0 +1,115 @@
+//! `--audit`: a checkpoint proves itself, the target standing still, before it takes a page.
+//!
+//! The layout that the session knows against `/proc/PID/maps`; what the hints narrowed the scan to against a scan of
+//! everything, page for page; and the bytes of every page that is to be inherited against the chain.
+
+use super::error::DumpError;
+use super::layout::Layout;
+use super::parent::Parent;
+use super::restless;
+use crate::addr::{AddrRange, PAGE_SIZE, PageCount};
+use crate::image::{Audit, Wrong};
+use crate::kernel::maps;
+use crate::kernel::memory::ProcMem;
+use crate::plan::{self, Evidence, PageAction};
+use crate::range_set::RangeSet;
+use crate::tracker::dirty::DirtySource;
+
+/// How much is read at a time.
+const BATCH: u64 = 256 * PAGE_SIZE;
+/// Audits what `evidence`, narrowed by hints, decides.
+///
+/// # Errors
+/// [`DumpError::Audit`] if anything is wrong; else what it looked at.
+pub(super) fn check(
+    pid: i32,
+    layout: &Layout,
+    evidence: &Evidence<'_>,
+    source: &mut dyn DirtySource,
+    restless: &RangeSet,
+    parent: Option<&Parent>,
+    memory: &ProcMem,
+) -> Result<Audit, DumpError> {
+    let mut audit = Audit::default();
+    check_layout(pid, layout, &mut audit)?;
+
+    let everything = plan::must_scan(evidence, None);
+    // Not the checkpoint's own cost.
+    let mut entries = PageCount::ZERO;
+    let states = source.scan(everything.as_slice(), &mut entries)?;
+    let states = restless::dirtied(states, restless);
+    audit.pages_scanned = states.iter().map(|run| run.range.pages()).sum();
+    let full = Evidence { scanned: &everything, pages: &states, ..*evidence };
+    let narrowed = inherited(evidence)?;
+    let dumped: RangeSet = plan::to_dump(&full)?.iter().map(|run| run.range).collect();
+    for range in narrowed.intersection(&dumped).iter() {
+        audit.found(range, Wrong::Unseen);
+    }
+    let mut gone = narrowed.clone();
+    gone.subtract(&inherited(&full)?);
+    gone.subtract(&dumped);
+    for range in gone.iter() {
+        audit.found(range, Wrong::Dropped);
+    }
+
+    // What is wrong already need not be so once more; reading a page that is gone would bring one in.
+    let mut rest = narrowed;
+    rest.subtract(&dumped);
+    rest.subtract(&gone);
+    if let Some(parent) = parent {
+        compare(&rest, parent, memory, &mut audit)?;
+    }
+    if audit.disagreements > 0 { Err(DumpError::Audit(Box::new(audit))) } else { Ok(audit) }
+}
+
+fn inherited(evidence: &Evidence<'_>) -> Result<RangeSet, DumpError> {
+    let runs = plan::compose(evidence)?;
+    Ok(runs.iter().filter(|run| run.action == PageAction::Inherit).map(|run| run.range).collect())
+}
+
+fn check_layout(pid: i32, layout: &Layout, audit: &mut Audit) -> Result<(), DumpError> {
+    let now = maps::read(pid)?;
+    audit.vmas = now.len() as u64;
+    let known = |vma: &maps::Vma| {
+        let at = layout.vmas.partition_point(|known| known.range.start < vma.range.start);
+        layout.vmas.get(at).is_some_and(|known| known.is_alike(vma))
+    };
+    for vma in now.iter().filter(|vma| !known(vma)) {
+        audit.found(vma.range, Wrong::Layout);
+    }
+    let there = |known: &maps::Vma| now.iter().any(|vma| vma.range == known.range);
+    if now.len() != layout.vmas.len() {
+        for known in layout.vmas.iter().filter(|known| !there(known)) {
+            audit.found(known.range, Wrong::Layout);
+        }
+    }
+    Ok(())
+}
+
+fn compare(
+    inherited: &RangeSet,
+    parent: &Parent,
+    memory: &ProcMem,
+    audit: &mut Audit,
+) -> Result<(), DumpError> {
+    let page = PAGE_SIZE as usize;
+    let (mut ours, mut theirs) = (vec![0; BATCH as usize], vec![0; BATCH as usize]);
+    for run in inherited.iter() {
+        let mut start = run.start;
+        while start < run.end {
+            let batch = AddrRange { start, end: start.saturating_add(BATCH).min(run.end) };
+            let (ours, theirs) = (&mut ours[..batch.len() as usize], &mut theirs[..batch.len() as usize]);
+            parent.chain.read(batch, ours)?;
+            memory.read_at(batch.start, theirs)?;
+            audit.pages_compared += batch.pages();
+            for (n, (ours, theirs)) in ours.chunks(page).zip(theirs.chunks(page)).enumerate() {
+                if ours != theirs {
+                    let at = batch.start.saturating_add((n * page) as u64);
+                    audit.found(AddrRange::with_len(at, PAGE_SIZE), Wrong::Bytes);
+                }
+            }
+            start = batch.end;
+        }
+    }
+    Ok(())
+}
