@@ -16,6 +16,8 @@ pub struct Audit {
     pub pages_scanned: PageCount,
     /// Inherited pages whose bytes were compared with the chain.
     pub pages_compared: PageCount,
+    /// Of them, pages that a full scan called changed and no hint named, and that hold what they held.
+    pub pages_overstated: PageCount,
     /// Pages, or for the layout VMAs, that were found wrong.
     pub disagreements: u64,
     /// The first of them.
