@@ -2,7 +2,8 @@
  * then waits for a line on stdin (`remap` only: does its deed then, says `done`, waits for another).
  *
  * WHAT: userfaultfd device io-uring-buffers io-uring-ring remap; and what is taken without a parasite: mappings (as many as
- * there may be) no-shmat deadly-munmap (seccomp filters) strict (seccomp) plain */
+ * there may be) no-shmat deadly-munmap (seccomp filters) strict (seccomp)
+ * plain aio io-uring */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -105,6 +106,11 @@ static void map_to_the_limit(void) {
     cannot("reach the limit");
 }
 
+static void set_up_aio(void) {
+    unsigned long context = 0;
+    if (syscall(SYS_io_setup, 8, &context)) cannot("io_setup");
+}
+
 static void filter(int call, int action) {
     struct sock_filter program[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
@@ -127,6 +133,8 @@ int main(int argc, char **argv) {
     else if (strcmp(argv[1], "remap") == 0) remap();
     else if (strcmp(argv[1], "mappings") == 0) map_to_the_limit();
     else if (strcmp(argv[1], "plain") == 0) ;
+    else if (strcmp(argv[1], "aio") == 0) set_up_aio();
+    else if (strcmp(argv[1], "io-uring") == 0) { struct io_uring_params params = {0}; ring(&params); }
     else if (strcmp(argv[1], "no-shmat") == 0) filter(SYS_shmat, SECCOMP_RET_ERRNO | EPERM);
     else if (strcmp(argv[1], "deadly-munmap") == 0) filter(SYS_munmap, SECCOMP_RET_KILL_PROCESS);
     else if (strcmp(argv[1], "strict") == 0) {

@@ -182,6 +182,13 @@ impl Prepared {
             None
         };
 
+        if self.layout.async_io && parent.is_some() {
+            self.notes.push(
+                "nothing is inherited: the process has an AIO context or an io_uring, whose writes may land unseen"
+                    .to_owned(),
+            );
+        }
+
         // Grab.
         let grabbing = Instant::now();
         let mode = grab(&mut frozen, self.injection, &runs, &self.memory, &self.pages, &mut self.notes)?;

@@ -200,6 +200,15 @@ fn descriptors(pid: i32) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Whether a descriptor of the process is an io_uring.
+pub(super) fn has_io_uring(pid: i32) -> bool {
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    let is_ring = |path: std::path::PathBuf| {
+        std::fs::read_link(path).is_ok_and(|link| link.as_os_str() == "anon_inode:[io_uring]")
+    };
+    entries.flatten().any(|entry| is_ring(entry.path()))
+}
+
 /// `UserBufs:` in an io_uring's fdinfo (io_uring/fdinfo.c) counts its registered buffers.
 fn has_registered_buffers(pid: i32, fd: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).is_ok_and(|text| {

@@ -12,6 +12,8 @@ use super::{Compared, PAGE, fields, lookup, read_pagemap, records, varint};
 /// Bits of `vma_entry.status`.
 const ANON_SHARED: u64 = 1 << 8;
 const MEMFD: u64 = 1 << 14;
+/// An AIO ring looks shared, and is a process's own.
+const AIORING: u64 = 1 << 13;
 
 pub(super) fn compare(images: &Path, pid: i32, memory: &File, totals: &mut Compared) -> Result<()> {
     let path = images.join(format!("mm-{pid}.img"));
@@ -21,7 +23,7 @@ pub(super) fn compare(images: &Path, pid: i32, memory: &File, totals: &mut Compa
     let mm = records(&path, [0x20, 0x28, 0x49, 0x57])?;
     for vma in areas(mm.first().context("no mm")?)? {
         let [_, start, end, offset, id, _, _, status, ..] = vma;
-        if status & (ANON_SHARED | MEMFD) == 0 {
+        if status & (ANON_SHARED | MEMFD) == 0 || status & AIORING != 0 {
             continue;
         }
         ensure!(id != 0, "{start:x}-{end:x} is shared memory without an object");
