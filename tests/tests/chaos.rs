@@ -29,8 +29,20 @@ struct Totals {
 /// One process from `seed` on, until `end`.
 fn run(seed: u64, tracker: Tracker, end: Instant, totals: &mut Totals) -> Result<()> {
     let scratch = Scratch::new()?;
-    let victim = Victim::start("chaos", [seed.to_string().as_ref(), scratch.path().as_os_str()])?;
-    let mut victim = victim;
+    let mut victim = Victim::start("chaos", [seed.to_string().as_ref(), scratch.path().as_os_str()])?;
+    let result = chain(&scratch, &mut victim, tracker, end, totals);
+    result.with_context(|| {
+        format!("the victim says {:?}, lives: {:?}", victim.pending_lines(), victim.is_alive())
+    })
+}
+
+fn chain(
+    scratch: &Scratch,
+    victim: &mut Victim,
+    tracker: Tracker,
+    end: Instant,
+    totals: &mut Totals,
+) -> Result<()> {
     let pid = victim.pid().to_string();
     memckpt(["watch", &pid, "--background", "--tracker", tracker.name()]).ok()?;
     // A chain of a dozen: its length costs time.

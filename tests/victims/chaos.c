@@ -76,12 +76,16 @@ static void several(void) {
 
 #define ANON (MAP_PRIVATE | MAP_ANONYMOUS)
 
+/* An mremap that fails may have unmapped its destination: nobody else may map something there until that is settled. */
+static pthread_mutex_t layout = PTHREAD_MUTEX_INITIALIZER;
+
 /* mmap, munmap, mremap of every kind, mprotect, madvise of every kind; some regions are of whole page tables. */
 static void *layout_thread(void *seed) {
     struct { char *at; size_t pages; int writable; } r[REGIONS];
     int n = 0;
     random_state = (uintptr_t)seed;
-    for (;; step()) {
+    for (;; pthread_mutex_unlock(&layout), step()) {
+        pthread_mutex_lock(&layout);
         int i = n ? (int)(rnd() % (unsigned)n) : 0;
         size_t size = n ? r[i].pages * PAGE : 0, half = n ? r[i].pages / 2 : 0;
         char *p;
