@@ -3,17 +3,21 @@
 //! The layout that the session knows against `/proc/PID/maps`; what the hints narrowed the scan to against a scan of
 //! everything, page for page; and the bytes of every page that is to be inherited against the chain.
 
+use std::time::Duration;
+
 use super::error::DumpError;
 use super::layout::Layout;
 use super::parent::Parent;
 use super::restless;
+use super::tracking::Tracking;
 use crate::addr::{AddrRange, PAGE_SIZE, PageCount};
 use crate::image::{Audit, Wrong};
-use crate::kernel::maps;
 use crate::kernel::memory::ProcMem;
-use crate::plan::{self, Evidence, PageAction};
+use crate::kernel::{maps, smaps};
+use crate::plan::{self, Evidence, Handling, PageAction};
 use crate::range_set::RangeSet;
-use crate::tracker::dirty::DirtySource;
+use crate::target::{Frozen, ThreadRegisters};
+use crate::tracker::dirty::{DirtySource, PageFlags};
 
 /// How much is read at a time.
 const BATCH: u64 = 256 * PAGE_SIZE;
@@ -62,6 +66,66 @@ pub(super) fn check(
         compare(&rest, parent, memory, Wrong::Bytes, &mut audit)?;
     }
     if audit.disagreements > 0 { Err(DumpError::Audit(Box::new(audit))) } else { Ok(audit) }
+}
+
+/// See [`super::audit_session`].
+pub(super) fn session(pid: i32, timeout: Duration) -> Result<Audit, DumpError> {
+    let mut tracking = Tracking::find(pid, None)?;
+    let layout = Layout::read(pid, tracking.layout(pid)?, tracking.tracker())?;
+    let frozen = Frozen::freeze(pid, timeout)?;
+    let mut known = tracking.collect(pid)?;
+    let layout = match known.vmas.take() {
+        Some(vmas) => layout.updated(pid, vmas, tracking.tracker())?,
+        None => layout,
+    };
+    let mut audit = Audit::default();
+    check_layout(pid, &layout, &mut audit)?;
+    if let (Some(touched), None) = (&known.touched, &known.broken) {
+        let registers: Vec<ThreadRegisters> =
+            frozen.threads().iter().map(|&tid| frozen.registers(tid)).collect::<Result<_, _>>()?;
+        let mut known_of = known.changed;
+        known_of.union(touched);
+        known_of.union(&known.doubtful);
+        known_of.union(&restless::pages(&registers));
+        check_hints(pid, &layout, &known_of, tracking.source(), &mut audit)?;
+    }
+    tracking.keep_epoch()?;
+    frozen.thaw();
+    if audit.disagreements > 0 { Err(DumpError::Audit(Box::new(audit))) } else { Ok(audit) }
+}
+
+/// Every dirty page of tracked memory lies in `known`.
+fn check_hints(
+    pid: i32,
+    layout: &Layout,
+    known: &RangeSet,
+    source: &mut dyn DirtySource,
+    audit: &mut Audit,
+) -> Result<(), DumpError> {
+    let tracked = layout.areas.iter().filter(|area| area.handling == Handling::Tracked);
+    let tracked: RangeSet = tracked.map(|area| area.range).collect();
+    let mut entries = PageCount::ZERO;
+    let states = source.scan(tracked.as_slice(), &mut entries)?;
+    audit.pages_scanned = states.iter().map(|run| run.range.pages()).sum();
+    let dirty = states.iter().filter(|run| {
+        run.flags.contains(PageFlags::DIRTY)
+            && run.flags.intersects(PageFlags::PRESENT | PageFlags::SWAPPED)
+            && !run.flags.intersects(PageFlags::FILE | PageFlags::ZERO)
+    });
+    let mut unseen: RangeSet = dirty.map(|run| run.range).collect();
+    unseen.subtract(known);
+    if unseen.is_empty() {
+        return Ok(());
+    }
+    // A VMA that grew or was merged is soft-dirty as a whole (docs/soundness.md, row 15): its pages say nothing.
+    for (range, flags) in smaps::vm_flags(pid)? {
+        if flags.contains(smaps::VmFlags::SOFT_DIRTY) {
+            audit.pages_overstated += unseen.within(range).map(|part| part.pages()).sum();
+            unseen.remove(range);
+        }
+    }
+    unseen.iter().for_each(|range| audit.found(range, Wrong::Unseen));
+    Ok(())
 }
 
 fn inherited(evidence: &Evidence<'_>) -> Result<RangeSet, DumpError> {

@@ -1,6 +1,6 @@
 //! The dump, readable as a list of steps: prepare, freeze, look, grab, begin the next epoch, thaw, write.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::addr::PageCount;
 use crate::image::meta::{Counters, Timings};
@@ -35,6 +35,15 @@ use layout::Layout;
 use parent::Parent;
 use shared::SharedObjects;
 use tracking::{Known, Tracking};
+
+/// Audits the session of process `pid`, which stands still meanwhile: the layout that it knows, and whether every page that
+/// changed lies where its hints say. Nothing is cleared; the session goes on.
+///
+/// # Errors
+/// [`DumpError::Audit`] if anything is wrong; there is no session; the process cannot be frozen.
+pub fn audit_session(pid: i32, timeout: Duration) -> Result<Audit, DumpError> {
+    on_tracer_thread(|| audit::session(pid, timeout))
+}
 
 /// Takes one checkpoint.
 ///
@@ -92,7 +101,7 @@ impl Prepared {
             Some(prev) => Some(images.open_parent(prev, request.pid)?),
             None => None,
         };
-        let tracking = Tracking::find(request)?;
+        let tracking = Tracking::find(request.pid, request.tracker)?;
         let layout = Layout::read(request.pid, maps::read(request.pid)?, tracking.tracker())?;
 
         // The target is touched from here on.
