@@ -1,6 +1,7 @@
 //! Whether a checkpoint is what a process has in memory: byte for byte, in both directions.
 
 mod process;
+mod shared;
 
 use crate::addr::{Addr, AddrRange, PAGE_SIZE, PageCount};
 use crate::image::chain::{Chain, ChainError};
@@ -103,10 +104,13 @@ pub trait Memory {
 /// The process or the checkpoint cannot be read; differences are no error.
 pub fn compare(pid: i32, chain: &Chain) -> Result<Comparison, CompareError> {
     let memory = LiveMemory::open(pid)?;
-    compare_with(&memory, &maps::read(pid)?, chain)
+    let vmas = maps::read(pid)?;
+    let mut found = compare_with(&memory, &vmas, chain)?;
+    shared::compare(pid, &vmas, chain, &mut found)?;
+    Ok(found)
 }
 
-/// Compares `memory`, laid out as `vmas`, with a checkpoint.
+/// Compares the private `memory`, laid out as `vmas`, with a checkpoint.
 ///
 /// # Errors
 /// As [`compare`].

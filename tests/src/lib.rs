@@ -24,6 +24,11 @@ pub fn skip(name: &str, reason: &str) {
     eprintln!("memckpt-test-skip: {name}: {reason}");
 }
 
+/// Says something that `cargo xtask test` shows although the test passes.
+pub fn say(text: &str) {
+    eprintln!("memckpt-test-says: {text}");
+}
+
 /// Whether the run was asked to be quick.
 #[must_use]
 pub fn quick() -> bool {

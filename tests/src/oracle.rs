@@ -1,6 +1,8 @@
 //! Compares a chain of checkpoints with a stopped process, page by page, without any of memckpt's code: its own reader of
 //! pagemap-PID.img, of the pages files and of `/proc`.
 
+mod shared;
+
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -38,6 +40,8 @@ pub struct Compared {
     pub inherited: u64,
     /// Pages compared.
     pub compared: u64,
+    /// Pages of shared memory without a file that were compared.
+    pub shared: u64,
 }
 
 /// Checks that the chain ending in `images` equals the memory of the stopped process `pid`: each page that it holds, byte for byte;
@@ -80,6 +84,7 @@ pub fn compare(images: &Path, pid: i32) -> Result<Compared> {
             images.display()
         );
     }
+    shared::compare(images, pid, &memory, &mut totals)?;
     Ok(totals)
 }
 
@@ -143,10 +148,14 @@ fn compare_vma(
             if !in_chain && !populated {
                 continue;
             }
+            let read = memory.read_exact_at(&mut actual, page);
+            // Behind the end of its file a page has no content; a write-protection marker may look swapped there.
+            let in_memory = bytes[7] & 0x80 != 0;
+            if read.is_err() && !in_chain && !in_memory && vma.file.is_some() {
+                continue;
+            }
+            read.with_context(|| format!("memory at {page:x} in {line}"))?;
             totals.compared += 1;
-            memory
-                .read_exact_at(&mut actual, page)
-                .with_context(|| format!("memory at {page:x} in {line}"))?;
             if !in_chain {
                 // Left out: a zero page, or a file's page that nobody has written.
                 saved.fill(0);
@@ -213,10 +222,15 @@ fn read_chain(images: &Path, pid: i32) -> Result<Vec<Link>> {
 }
 
 fn read_link(directory: PathBuf, pid: i32) -> Result<Link> {
-    let path = directory.join(format!("pagemap-{pid}.img"));
-    let image = fs::read(&path).with_context(|| path.display().to_string())?;
+    let name = format!("pagemap-{pid}.img");
+    read_pagemap(directory, &name)
+}
+
+/// The records of an image behind its two magics.
+fn records(path: &Path, magic: [u8; 4]) -> Result<Vec<Vec<u8>>> {
+    let image = fs::read(path).with_context(|| path.display().to_string())?;
     ensure!(
-        image.get(..8) == Some(&[0x19, 0x43, 0x56, 0x54, 0x25, 0x40, 0x08, 0x56]),
+        image.get(..4) == Some(&[0x19, 0x43, 0x56, 0x54]) && image.get(4..8) == Some(&magic),
         "magics of {}",
         path.display()
     );
@@ -226,9 +240,15 @@ fn read_link(directory: PathBuf, pid: i32) -> Result<Link> {
         let (size, after) = rest.split_at_checked(4).context("a record's length")?;
         let (record, after) =
             after.split_at_checked(u32::from_le_bytes(size.try_into()?) as usize).context("a record")?;
-        records.push(fields(record)?);
+        records.push(record.to_vec());
         rest = after;
     }
+    Ok(records)
+}
+
+fn read_pagemap(directory: PathBuf, name: &str) -> Result<Link> {
+    let records = records(&directory.join(name), [0x25, 0x40, 0x08, 0x56])?;
+    let records = records.iter().map(|record| fields(record)).collect::<Result<Vec<_>>>()?;
     let (head, runs) = records.split_first().context("no pagemap head")?;
     let pages = directory.join(format!("pages-{}.img", head[1]));
     let (mut entries, mut offset) = (Vec::new(), 0);
@@ -255,9 +275,9 @@ fn read_link(directory: PathBuf, pid: i32) -> Result<Link> {
     Ok(Link { directory, entries, pages })
 }
 
-/// The varint fields 1 to 7 of a protobuf message.
-fn fields(mut record: &[u8]) -> Result<[u64; 8]> {
-    let mut fields = [0; 8];
+/// The varint fields 1 to 15 of a protobuf message.
+fn fields(mut record: &[u8]) -> Result<[u64; 16]> {
+    let mut fields = [0; 16];
     while !record.is_empty() {
         let key = varint(&mut record)?;
         ensure!(key & 7 == 0, "field {} is no varint", key >> 3);
@@ -286,7 +306,7 @@ mod tests {
     fn varints_and_fields_are_read() {
         // vaddr = 0x7f0000000000 >> 0 as varint, compat_nr_pages = 300, flags = 4.
         let record = [0x08, 0x80, 0x01, 0x10, 0xac, 0x02, 0x20, 0x04];
-        assert_eq!(super::fields(&record).unwrap(), [0, 128, 300, 0, 4, 0, 0, 0]);
+        assert_eq!(super::fields(&record).unwrap()[..8], [0, 128, 300, 0, 4, 0, 0, 0]);
         assert!(super::fields(&[0x08, 0x80]).is_err());
     }
 }

@@ -44,13 +44,13 @@ fn chain(test: &str, kinds: &str, tracker: Tracker, pre_dump_mode: &str) -> Resu
     change(&mut victim, pre_dumps, true)?;
     let before = victim.ask("sum")?;
     let last = scratch.directory("dump")?;
-    memckpt(["dump", "-t", &pid, "--leave-stopped", "--track-mem", "--prev-images-dir"])
+    memckpt(["dump", "-t", &pid, "--audit", "--leave-stopped", "--track-mem", "--prev-images-dir"])
         .arg(format!("../{pre_dumps}"))
         .arg("-D")
         .arg(&last)
         .ok()?;
     victim.wait_stopped()?;
-    compare(&last, victim.pid())?;
+    compare(&last, victim.pid(), kinds.contains("shared"))?;
 
     victim.signal(Signal::SIGCONT)?;
     ensure!(victim.ask("sum")? == before, "the victim's memory has changed");
@@ -58,7 +58,7 @@ fn chain(test: &str, kinds: &str, tracker: Tracker, pre_dump_mode: &str) -> Resu
     Ok(())
 }
 
-fn compare(images: &Path, pid: i32) -> Result<()> {
+fn compare(images: &Path, pid: i32, has_shared: bool) -> Result<()> {
     let compared = oracle::compare(images, pid)?;
     ensure!(compared.compared > 100, "hardly anything was compared: {compared:?}");
     // How much depends on how much was dirtied, and on the layout changes (seen on 6.1 and 6.12): a VMA that grew is
@@ -66,6 +66,11 @@ fn compare(images: &Path, pid: i32) -> Result<()> {
     // in mm/mmap.c), with all the pages that it had before.
     ensure!(compared.inherited > 0, "nothing was inherited: {compared:?}");
     memckpt(["show", "--compare", &pid.to_string()]).arg(images).ok()?;
+    let meta: serde_json::Value = serde_json::from_slice(&std::fs::read(images.join("memckpt.json"))?)?;
+    ensure!(meta["audit"]["pages_compared"] == compared.inherited, "audited: {}", meta["audit"]);
+    if has_shared {
+        ensure!(compared.shared > 300, "hardly any shared memory was compared: {compared:?}");
+    }
     Ok(())
 }
 
@@ -113,6 +118,11 @@ macro_rules! chains {
             fn all_kinds() -> Result<()> {
                 let kinds = "anon,heap,stacks,file,prot-none,sparse,vmas";
                 chain(concat!(stringify!($module), "::all_kinds"), kinds, $tracker, "splice")
+            }
+
+            #[test]
+            fn shared() -> Result<()> {
+                chain(concat!(stringify!($module), "::shared"), "heap,shared", $tracker, "splice")
             }
 
             #[test]

@@ -2,7 +2,7 @@
  *
  *   memory KIND[,KIND...] SCRATCH_DIRECTORY
  *
- * Kinds: anon heap stacks file prot-none sparse vmas. Commands:
+ * Kinds: anon heap stacks file prot-none sparse vmas shared. Commands:
  *   dirty SEED COUNT   write eight bytes in COUNT random pages
  *   layout SEED        a few random mmap, munmap, mremap, mprotect, brk, madvise
  *   sum                a checksum of everything it has written
@@ -17,8 +17,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/shm.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -42,6 +44,7 @@ static int region_count;
 static char *heap_base;
 static size_t heap_pages;
 static int self_mem;
+static int shared_memfd = -1, to_sharer[2], from_sharer[2];
 
 static void die(const char *what) {
     printf("error %s: %s\n", what, strerror(errno));
@@ -183,6 +186,54 @@ static void setup_vmas(void) {
     regions[r].writable = 0; /* half of it: all writes go the careful way */
 }
 
+/* Memory that others may change: seen by two mappings of which one is read-only, by a child, and by write(2). */
+static void setup_shared(void) {
+    size_t pages = 512, size = pages * PAGE;
+    int prot = PROT_READ | PROT_WRITE;
+    char *anonymous = mmap(NULL, size, prot, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (anonymous == MAP_FAILED) die("mmap shared");
+    int r = add(anonymous, pages, 1, 1, 0);
+    fill(&regions[r], 30);
+    shared_memfd = memfd_create("shared", MFD_CLOEXEC);
+    if (shared_memfd < 0 || ftruncate(shared_memfd, (off_t)(2 * size))) die("memfd");
+    char *memfd = mmap(NULL, size, prot, MAP_SHARED, shared_memfd, (off_t)(size / 2));
+    if (memfd == MAP_FAILED) die("mmap memfd");
+    r = add(memfd, pages, 1, 1, 0);
+    fill(&regions[r], 30);
+    if (mmap(NULL, size, PROT_READ, MAP_SHARED, shared_memfd, 0) == MAP_FAILED) die("mmap memfd again");
+    int id = shmget(IPC_PRIVATE, size, IPC_CREAT | 0600);
+    char *segment = id < 0 ? (char *)-1 : shmat(id, NULL, 0);
+    if (segment == (char *)-1) die("shmat");
+    if (shmctl(id, IPC_RMID, NULL)) die("shmctl");
+    r = add(segment, pages, 1, 1, 0);
+    fill(&regions[r], 30);
+    /* Shared and sparse: holes must stay holes. */
+    if (mmap(NULL, 16UL << 30, prot, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) == MAP_FAILED) die("mmap sparse");
+    if (pipe(to_sharer) || pipe(from_sharer)) die("pipe");
+    if (!fork()) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        uint64_t seed;
+        while (read(to_sharer[0], &seed, sizeof seed) == sizeof seed) {
+            random_state = seed;
+            for (int i = 0; i < 20; i++) {
+                uint64_t value = rnd();
+                memcpy(anonymous + rnd() % pages * PAGE, &value, 8);
+                memcpy(segment + rnd() % pages * PAGE, &value, 8);
+                /* Where no mapping of the parent's shows it, too. */
+                if (pwrite(shared_memfd, &value, 8, (off_t)(rnd() % (2 * pages) * PAGE)) != 8) _exit(1);
+            }
+            if (write(from_sharer[1], "x", 1) != 1) break;
+        }
+        _exit(0);
+    }
+}
+
+/* The other process and write(2) change it. */
+static void dirty_shared(uint64_t seed) {
+    char done;
+    if (write(to_sharer[1], &seed, sizeof seed) != sizeof seed || read(from_sharer[0], &done, 1) != 1) die("sharer");
+}
+
 static int pick_arena(void) {
     int candidates[MAX_REGIONS], n = 0;
     for (int i = 0; i < region_count; i++)
@@ -308,6 +359,7 @@ int main(int argc, char **argv) {
     if (strstr(argv[1], "prot-none")) setup_prot_none();
     if (strstr(argv[1], "sparse")) setup_sparse();
     if (strstr(argv[1], "vmas")) setup_vmas();
+    if (strstr(argv[1], "shared")) setup_shared();
     if (strstr(argv[1], "stacks")) setup_stacks();
     printf("ready\n");
 
@@ -320,6 +372,7 @@ int main(int argc, char **argv) {
                 struct region *r = &regions[rnd() % (unsigned)region_count];
                 if (r->pages) write_word(r, rnd() % r->pages);
             }
+            if (shared_memfd >= 0) dirty_shared(seed);
             printf("ok\n");
         } else if (sscanf(line, "layout %llu", &seed) == 1) {
             random_state = seed;

@@ -1,13 +1,18 @@
 /* A process that has what memckpt refuses. `odd WHAT` prints `ready`, or `cannot REASON` where the kernel will not let it;
  * then waits for a line on stdin (`remap` only: does its deed then, says `done`, waits for another).
  *
- * WHAT: userfaultfd device io-uring-buffers io-uring-ring remap */
+ * WHAT: userfaultfd device io-uring-buffers io-uring-ring remap; and what is taken without a parasite: mappings (as many as
+ * there may be) no-shmat deadly-munmap (seccomp filters) strict (seccomp)
+ * plain aio io-uring */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <linux/io_uring.h>
+#include <linux/seccomp.h>
 #include <linux/userfaultfd.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -84,6 +89,39 @@ static void remap(void) {
     exit(0);
 }
 
+/* As many mappings as the kernel allows: every second page of a reservation is readable. */
+static void map_to_the_limit(void) {
+    long limit = 0;
+    FILE *f = fopen("/proc/sys/vm/max_map_count", "r");
+    if (!f || fscanf(f, "%ld", &limit) != 1) cannot("read max_map_count");
+    fclose(f);
+    char *p = mmap(NULL, (limit + 16) * 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) cannot("mmap");
+    for (long page = 0; page < limit; page += 2)
+        if (mprotect(p + page * 4096, 4096, PROT_READ)) {
+            if (errno == ENOMEM) return;
+            cannot("mprotect");
+        }
+    errno = 0;
+    cannot("reach the limit");
+}
+
+static void set_up_aio(void) {
+    unsigned long context = 0;
+    if (syscall(SYS_io_setup, 8, &context)) cannot("io_setup");
+}
+
+static void filter(int call, int action) {
+    struct sock_filter program[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, action),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog prog = {4, program};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog)) cannot("seccomp");
+}
+
 int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -93,6 +131,18 @@ int main(int argc, char **argv) {
     else if (strcmp(argv[1], "io-uring-buffers") == 0) register_buffers();
     else if (strcmp(argv[1], "io-uring-ring") == 0) map_ring();
     else if (strcmp(argv[1], "remap") == 0) remap();
+    else if (strcmp(argv[1], "mappings") == 0) map_to_the_limit();
+    else if (strcmp(argv[1], "plain") == 0) ;
+    else if (strcmp(argv[1], "aio") == 0) set_up_aio();
+    else if (strcmp(argv[1], "io-uring") == 0) { struct io_uring_params params = {0}; ring(&params); }
+    else if (strcmp(argv[1], "no-shmat") == 0) filter(SYS_shmat, SECCOMP_RET_ERRNO | EPERM);
+    else if (strcmp(argv[1], "deadly-munmap") == 0) filter(SYS_munmap, SECCOMP_RET_KILL_PROCESS);
+    else if (strcmp(argv[1], "strict") == 0) {
+        printf("ready\n");
+        if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT, 0, 0, 0)) cannot("seccomp");
+        for (char c; read(0, &c, 1) == 1;) ;
+        syscall(SYS_exit, 0);
+    }
     else return 2;
     printf("ready\n");
     wait_line();

@@ -52,6 +52,10 @@ struct CommonArgs {
     /// Checkpoint a process in which remap_file_pages was seen: since Linux 4.0 it makes ordinary VMAs
     #[arg(long)]
     allow_emulated_nonlinear: bool,
+    /// Check, while the target stands still, that nothing is inherited that has changed: the layout against maps, the
+    /// narrowed scan against a full one, inherited pages against the chain. If anything is wrong, no checkpoint is taken
+    #[arg(long)]
+    audit: bool,
     /// Print the checkpoint's figures as one JSON object
     #[arg(long)]
     json: bool,
@@ -126,6 +130,7 @@ impl CommonArgs {
             timeout: self.timeout,
             tracker: self.tracker,
             allow_emulated_nonlinear: self.allow_emulated_nonlinear,
+            audit: self.audit,
         })
     }
 

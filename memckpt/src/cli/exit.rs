@@ -16,6 +16,8 @@ pub(crate) const REFUSED: u8 = 3;
 pub(crate) const EPOCH: u8 = 4;
 /// The target did not stop within `--timeout`; it was released.
 pub(crate) const TIMEOUT: u8 = 5;
+/// An audit found something wrong; no checkpoint was taken.
+pub(crate) const AUDIT: u8 = 6;
 
 pub(crate) const HELP: &str = "\
 Exit codes:
@@ -25,6 +27,7 @@ Exit codes:
   3  refused: the target holds something that memckpt does not capture; it was not touched
   4  refused: the parent does not belong to the epoch being tracked
   5  the target did not stop within --timeout; it was released
+  6  --audit found something wrong; no checkpoint was taken
 
 Data goes to standard output; logs, progress and errors go to standard error.";
 
@@ -33,6 +36,7 @@ pub(crate) fn of_dump(error: &DumpError) -> ExitCode {
         DumpError::Refused(_) => REFUSED,
         DumpError::Epoch { .. } => EPOCH,
         DumpError::Freeze(FreezeError::Timeout { .. }) => TIMEOUT,
+        DumpError::Audit(_) => AUDIT,
         _ => FAILURE,
     })
 }

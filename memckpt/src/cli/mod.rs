@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use memckpt::dump::DumpError;
 
+mod audit;
 mod check;
 mod dump;
 mod exit;

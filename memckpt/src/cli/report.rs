@@ -24,6 +24,10 @@ pub(crate) fn checkpoint(meta: &CheckpointMeta, json: bool) -> anyhow::Result<()
             format!("{} ({})", counters.pages_inherited, bytes(counters.pages_inherited.bytes())),
         ),
         (
+            "shared memory",
+            format!("{} ({})", counters.shared_pages_written, bytes(counters.shared_pages_written.bytes())),
+        ),
+        (
             "frozen",
             format!(
                 "{:.3} ms (and {:.3} ms to stop all threads)",
@@ -36,8 +40,16 @@ pub(crate) fn checkpoint(meta: &CheckpointMeta, json: bool) -> anyhow::Result<()
         ("hints", meta.hint_mode.clone().unwrap_or_else(|| "none".into())),
         ("losses", counters.losses.to_string()),
     ];
-    for (name, value) in rows {
+    let absent = |name| name == "shared memory" && counters.shared_pages_written.get() == 0;
+    for (name, value) in rows.into_iter().filter(|(name, _)| !absent(*name)) {
         writeln!(out, "  {name:<18}{value}")?;
+    }
+    if let Some(audit) = &meta.audit {
+        writeln!(
+            out,
+            "  {:<18}{} mappings, {} pages scanned, {} inherited pages compared, {} wrong",
+            "audit", audit.vmas, audit.pages_scanned, audit.pages_compared, audit.disagreements
+        )?;
     }
     for note in &meta.notes {
         writeln!(out, "  note: {note}")?;

@@ -11,6 +11,9 @@ use memckpt::tracker::control::{self, BackgroundOptions, Seat, SessionClient};
 use memckpt::tracker::dirty::TrackerKind;
 use memckpt::tracker::session::{Sample, ServeOptions, Session, SessionOptions, Summary, end_signals, serve};
 
+use super::audit::Auditor;
+use super::exit;
+
 /// Track a process continuously: its mappings, the chunks it touches, the pages it dirties
 #[derive(Debug, Args)]
 pub(crate) struct WatchArgs {
@@ -28,6 +31,10 @@ pub(crate) struct WatchArgs {
     /// End the session that watches the process
     #[arg(long, conflicts_with = "duration")]
     stop: bool,
+    /// At each interval stop the process and compare what the session knows with all that there is: the mappings, and
+    /// every dirty page. Exits with 6 if anything was wrong
+    #[arg(long, conflicts_with_all = ["background", "stop"])]
+    audit: bool,
     /// One JSON object a line
     #[arg(long)]
     json: bool,
@@ -143,9 +150,13 @@ fn foreground(args: &WatchArgs) -> anyhow::Result<ExitCode> {
         }
     }
     let options = ServeOptions { interval: Some(args.interval), duration: args.duration, on_listening: None };
+    let auditor = args.audit.then(|| Auditor::start(args.pid, args.interval, args.json));
     let summary = runtime.block_on(serve(session, seat, options, &mut |sample| view.show(sample)))?;
+    // With it the last connections are closed.
+    drop(runtime);
     view.finish(&summary);
-    Ok(exit_code(&summary))
+    let right = auditor.is_none_or(Auditor::finish);
+    Ok(if right { exit_code(&summary) } else { ExitCode::from(exit::AUDIT) })
 }
 
 fn exit_code(summary: &Summary) -> ExitCode {

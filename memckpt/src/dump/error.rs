@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::image::{ChainError, DirError};
+use crate::image::{Audit, ChainError, DirError};
 use crate::kernel::SyscallError;
 use crate::kernel::maps::MapsError;
 use crate::kernel::process::ProcessError;
@@ -30,6 +30,12 @@ pub enum DumpError {
         /// What broke the chain.
         reason: String,
     },
+    /// The audit found pages that would have been inherited wrongly. No checkpoint was taken.
+    #[error(
+        "the audit found {} disagreements, and no checkpoint was taken; the first: {}", .0.disagreements,
+        .0.told.first().map_or_else(String::new, |d| format!("{}: {}", d.range, d.what))
+    )]
+    Audit(Box<Audit>),
     /// The threads could not all be stopped.
     #[error(transparent)]
     Freeze(#[from] FreezeError),

@@ -3,7 +3,7 @@
 use crate::addr::AddrRange;
 use crate::kernel::maps::Vma;
 use crate::kernel::smaps::{self, VmFlags};
-use crate::plan::{Area, VmaClass, VmaFacts, classify};
+use crate::plan::{Area, SharedKind, VmaClass, VmaFacts, classify};
 use crate::range_set::RangeSet;
 use crate::tracker::dirty::TrackerKind;
 
@@ -20,6 +20,10 @@ pub(super) struct Layout {
     /// What plan needs of each.
     pub(super) areas: Vec<Area>,
     flags: Vec<(AddrRange, VmFlags)>,
+    /// It had an io_uring at the last look at its descriptors.
+    io_uring: bool,
+    /// It has contexts for asynchronous I/O.
+    pub(super) async_io: bool,
 }
 
 impl Layout {
@@ -32,7 +36,7 @@ impl Layout {
         if tracker == Some(TrackerKind::UffdWp) {
             flags.iter_mut().for_each(|(_, f)| f.remove(OWN_UFFD));
         }
-        Self::classify(pid, vmas, flags)
+        Self::classify(pid, vmas, flags, refuse::has_io_uring(pid))
     }
 
     /// The layout as it is now, in the freeze. smaps is read again only where a line of maps does not tell a new
@@ -47,7 +51,7 @@ impl Layout {
         if vmas.iter().any(unclear) {
             Self::read(pid, vmas, tracker)
         } else {
-            Self::classify(pid, vmas, self.flags)
+            Self::classify(pid, vmas, self.flags, self.io_uring)
         }
     }
 
@@ -61,7 +65,12 @@ impl Layout {
         })
     }
 
-    fn classify(pid: i32, vmas: Vec<Vma>, flags: Vec<(AddrRange, VmFlags)>) -> Result<Self, DumpError> {
+    fn classify(
+        pid: i32,
+        vmas: Vec<Vma>,
+        flags: Vec<(AddrRange, VmFlags)>,
+        io_uring: bool,
+    ) -> Result<Self, DumpError> {
         let mut classes = Vec::with_capacity(vmas.len());
         let mut areas = Vec::with_capacity(vmas.len());
         for vma in &vmas {
@@ -71,7 +80,12 @@ impl Layout {
             classes.push((class, facts));
             areas.push(Area::new(vma, class, facts));
         }
-        Ok(Self { vmas, classes, areas, flags })
+        let aio = classes.iter().any(|(class, _)| *class == VmaClass::AioRing);
+        let async_io = io_uring || aio;
+        if async_io {
+            areas.iter_mut().for_each(Area::distrust);
+        }
+        Ok(Self { vmas, classes, areas, flags, io_uring, async_io })
     }
 
     /// The VMAs with their classes.
@@ -88,8 +102,11 @@ impl Layout {
     }
 
     /// Shared memory that belongs to no file, and so is nowhere but in the process.
-    pub(super) fn shared_anonymous(&self) -> impl Iterator<Item = &Vma> {
-        self.iter().filter(|(_, class, _)| matches!(class, VmaClass::SharedAnon(_))).map(|(vma, ..)| vma)
+    pub(super) fn shared_anonymous(&self) -> impl Iterator<Item = (&Vma, SharedKind)> {
+        self.iter().filter_map(|(vma, class, _)| match class {
+            VmaClass::SharedAnon(kind) => Some((vma, kind)),
+            _ => None,
+        })
     }
 }
 

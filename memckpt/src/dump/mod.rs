@@ -1,10 +1,10 @@
 //! The dump, readable as a list of steps: prepare, freeze, look, grab, begin the next epoch, thaw, write.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::addr::PageCount;
 use crate::image::meta::{Counters, Timings};
-use crate::image::{CheckpointMeta, ImagesDir, PagesFile};
+use crate::image::{Audit, CheckpointMeta, ImagesDir, PagesFile};
 use crate::kernel::maps;
 use crate::kernel::memory::ProcMem;
 use crate::kernel::process::TargetId;
@@ -14,6 +14,7 @@ use crate::target::{Frozen, InfectError, Injection, ThreadRegisters, on_tracer_t
 use crate::tracker::dirty::{PageFlags, PageRun};
 use crate::tracker::epoch::{CheckpointId, Epoch};
 
+mod audit;
 mod error;
 mod layout;
 mod pages;
@@ -21,6 +22,7 @@ mod parent;
 pub mod refuse;
 mod request;
 mod restless;
+mod shared;
 mod state;
 mod tracking;
 mod write;
@@ -31,7 +33,17 @@ pub use request::{Afterwards, Kind, PageMode, Request};
 
 use layout::Layout;
 use parent::Parent;
+use shared::SharedObjects;
 use tracking::{Known, Tracking};
+
+/// Audits the session of process `pid`, which stands still meanwhile: the layout that it knows, and whether every page that
+/// changed lies where its hints say. Nothing is cleared; the session goes on.
+///
+/// # Errors
+/// [`DumpError::Audit`] if anything is wrong; there is no session; the process cannot be frozen.
+pub fn audit_session(pid: i32, timeout: Duration) -> Result<Audit, DumpError> {
+    on_tracer_thread(|| audit::session(pid, timeout))
+}
 
 /// Takes one checkpoint.
 ///
@@ -52,6 +64,7 @@ struct Prepared {
     parent: Option<Parent>,
     tracking: Tracking,
     layout: Layout,
+    shared: SharedObjects,
     memory: ProcMem,
     injection: Option<Injection>,
     notes: Vec<String>,
@@ -65,11 +78,13 @@ struct Captured {
     parent: Option<Parent>,
     tracking: Tracking,
     layout: Layout,
+    shared: SharedObjects,
     registers: Vec<ThreadRegisters>,
     known: Known,
     scanned: RangeSet,
     states: Vec<PageRun>,
     epoch: Option<Epoch>,
+    audit: Option<Audit>,
     mode: PageMode,
     counters: Counters,
     timings: Timings,
@@ -86,15 +101,18 @@ impl Prepared {
             Some(prev) => Some(images.open_parent(prev, request.pid)?),
             None => None,
         };
-        let tracking = Tracking::find(request)?;
+        let tracking = Tracking::find(request.pid, request.tracker)?;
         let layout = Layout::read(request.pid, maps::read(request.pid)?, tracking.tracker())?;
-        refuse::shared_memory(request, &layout, &mut notes)?;
 
         // The target is touched from here on.
         let mut tracking = tracking.start(request)?;
         let parent = Parent::of(chain, request, &tracking, &mut notes)?;
         let layout = layout.updated(request.pid, tracking.layout(request.pid)?, tracking.tracker())?;
         notes.extend(tracking.notes());
+        let shared = match request.kind {
+            Kind::Dump => SharedObjects::open(request.pid, &layout, &mut images)?,
+            Kind::PreDump => SharedObjects::none(),
+        };
         let injection = match request.page_mode {
             PageMode::Read => None,
             PageMode::Splice => Injection::prepare(request.pid)
@@ -109,6 +127,7 @@ impl Prepared {
             parent,
             tracking,
             layout,
+            shared,
             memory: ProcMem::open(request.pid)?,
             injection,
             notes,
@@ -129,6 +148,9 @@ impl Prepared {
         }
         if let Some(vmas) = known.vmas.take() {
             self.layout = self.layout.updated(pid, vmas, self.tracking.tracker())?;
+            if request.kind == Kind::Dump {
+                self.shared.update(pid, &self.layout, &mut self.images)?;
+            }
         }
         let parent = Parent::keep(self.parent, request, &known, &mut self.notes)?;
         let no_pages = RangeSet::new();
@@ -161,9 +183,25 @@ impl Prepared {
             "looked"
         );
 
+        let audit = if request.audit {
+            let source = self.tracking.source();
+            let parent = parent.as_ref();
+            Some(audit::check(pid, &self.layout, &evidence, source, &restless, parent, &self.memory)?)
+        } else {
+            None
+        };
+
+        if self.layout.async_io && parent.is_some() {
+            self.notes.push(
+                "nothing is inherited: the process has an AIO context or an io_uring, whose writes may land unseen"
+                    .to_owned(),
+            );
+        }
+
         // Grab.
         let grabbing = Instant::now();
         let mode = grab(&mut frozen, self.injection, &runs, &self.memory, &self.pages, &mut self.notes)?;
+        self.shared.grab()?;
         let memdump_us = micros(grabbing);
 
         // Begin the next epoch, whose parent this checkpoint is.
@@ -200,11 +238,13 @@ impl Prepared {
             parent,
             tracking: self.tracking,
             layout: self.layout,
+            shared: self.shared,
             registers,
             known,
             scanned,
             states,
             epoch,
+            audit,
             mode,
             counters,
             timings: Timings { freezing_us, frozen_us, memdump_us, memwrite_us: 0, clear_us },

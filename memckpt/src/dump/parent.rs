@@ -12,6 +12,8 @@ pub(super) struct Parent {
     pub(super) meta: CheckpointMeta,
     /// The pages that it and its own parents really hold.
     pub(super) held: RangeSet,
+    /// It and its own parents.
+    pub(super) chain: Chain,
 }
 
 impl Parent {
@@ -27,7 +29,7 @@ impl Parent {
         let reason = match chain.youngest().meta() {
             None => "it was not written by memckpt: nothing says which epoch it belongs to".to_owned(),
             Some(meta) => match tracking.mismatch(meta) {
-                None => return Ok(Some(Self { meta: meta.clone(), held: chain.held() })),
+                None => return Ok(Some(Self { meta: meta.clone(), held: chain.held(), chain })),
                 Some(reason) => reason,
             },
         };

@@ -8,7 +8,6 @@ use crate::plan::VmaClass;
 use crate::range_set::RangeSet;
 
 use super::error::DumpError;
-use super::layout::Layout;
 use super::request::{Afterwards, Kind, Request};
 
 /// What is refused, why, and the way out.
@@ -201,6 +200,15 @@ fn descriptors(pid: i32) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Whether a descriptor of the process is an io_uring.
+pub(super) fn has_io_uring(pid: i32) -> bool {
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    let is_ring = |path: std::path::PathBuf| {
+        std::fs::read_link(path).is_ok_and(|link| link.as_os_str() == "anon_inode:[io_uring]")
+    };
+    entries.flatten().any(|entry| is_ring(entry.path()))
+}
+
 /// `UserBufs:` in an io_uring's fdinfo (io_uring/fdinfo.c) counts its registered buffers.
 fn has_registered_buffers(pid: i32, fd: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).is_ok_and(|text| {
@@ -216,29 +224,6 @@ pub(super) fn mapping(pid: i32, vma: &Vma, class: VmaClass) -> Result<(), Refusa
         VmaClass::Refused(reason) => Err(refused_mapping(pid, vma, reason.to_string())),
         _ => Ok(()),
     }
-}
-
-/// Shared memory that belongs to no file is not captured yet. A pre-dump takes what it can, and says so; a dump that
-/// claims to be whole is refused.
-pub(super) fn shared_memory(
-    request: &Request,
-    layout: &Layout,
-    notes: &mut Vec<String>,
-) -> Result<(), Refusal> {
-    let shared: Vec<&Vma> = layout.shared_anonymous().collect();
-    let Some(first) = shared.first() else { return Ok(()) };
-    if request.kind == Kind::Dump {
-        let reason =
-            "is shared memory that belongs to no file: dump does not capture it yet; pre-dump takes the rest";
-        return Err(refused_mapping(request.pid, first, reason.to_owned()));
-    }
-    let bytes: u64 = shared.iter().map(|vma| vma.range.len()).sum();
-    notes.push(format!(
-        "{} shared mappings without a file ({} KiB) are not in a pre-dump",
-        shared.len(),
-        bytes >> 10
-    ));
-    Ok(())
 }
 
 /// A mapping in which remap_file_pages(2) was seen.

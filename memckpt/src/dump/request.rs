@@ -80,4 +80,6 @@ pub struct Request {
     pub tracker: Option<TrackerKind>,
     /// Checkpoint a process in which remap_file_pages(2) was observed.
     pub allow_emulated_nonlinear: bool,
+    /// Check, frozen, that nothing would be inherited that has changed.
+    pub audit: bool,
 }

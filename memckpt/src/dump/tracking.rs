@@ -75,10 +75,10 @@ pub(super) struct Known {
 
 impl Tracking {
     /// Joins the target's session, if there is one.
-    pub(super) fn find(request: &Request) -> Result<Self, DumpError> {
-        match SessionClient::connect(request.pid)? {
-            Some(client) => Self::join(client, request),
-            None => Ok(Self { session: None, source: dirty::open(None, request.pid)? }),
+    pub(super) fn find(pid: i32, wanted: Option<TrackerKind>) -> Result<Self, DumpError> {
+        match SessionClient::connect(pid)? {
+            Some(client) => Self::join(client, pid, wanted),
+            None => Ok(Self { session: None, source: dirty::open(None, pid)? }),
         }
     }
 
@@ -93,17 +93,17 @@ impl Tracking {
         tracing::warn!(
             "started a background session that tracks process {pid}; `memckpt watch {pid} --stop` ends it"
         );
-        Self::join(client, request)
+        Self::join(client, pid, request.tracker)
     }
 
-    fn join(mut client: SessionClient, request: &Request) -> Result<Self, DumpError> {
+    fn join(mut client: SessionClient, pid: i32, wanted: Option<TrackerKind>) -> Result<Self, DumpError> {
         let info = client.hello()?;
-        if let (Some(wanted), Some(runs)) = (request.tracker, info.tracker)
+        if let (Some(wanted), Some(runs)) = (wanted, info.tracker)
             && wanted != runs
         {
             tracing::warn!("the running session tracks with {runs}, not with {wanted}");
         }
-        let source = dirty::open(info.tracker, request.pid)?;
+        let source = dirty::open(info.tracker, pid)?;
         Ok(Self {
             session: Some(Attached { client, info, generation: 0, transaction: Transaction::None }),
             source,

@@ -2,12 +2,12 @@
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use crate::image::magic::{STATS_DUMP, core_name, mm_name, pagemap_name};
+use crate::image::magic::{STATS_DUMP, core_name, mm_name, pagemap_name, pagemap_shmem_name};
 use crate::image::meta::{self, CheckpointKind, META, META_VERSION, MetaTarget};
 use crate::image::pagemap::{PagemapFlags, PagemapImage};
 use crate::image::{CheckpointMeta, core, inventory, mm, pstree, stats};
 use crate::kernel::process;
-use crate::plan::{self, Evidence, PageAction, PlannedRun};
+use crate::plan::{self, Evidence, PageAction, PlannedRun, VmaClass};
 use crate::tracker::agent::HintMode;
 
 use super::error::DumpError;
@@ -29,6 +29,7 @@ impl Captured {
             self.images.link_parent(prev)?;
         }
         if request.kind == Kind::Dump {
+            self.write_shared()?;
             self.write_process()?;
             self.notes.push(
                 "holds memory and registers only: no descriptors, credentials, signals or timers yet".into(),
@@ -80,6 +81,14 @@ impl Captured {
         Ok(self.images.write(&name, &image.encode())?)
     }
 
+    fn write_shared(&mut self) -> Result<(), DumpError> {
+        for (id, image) in self.shared.images() {
+            self.images.write(&pagemap_shmem_name(id), &image.encode())?;
+        }
+        self.counters.shared_pages_written = self.shared.pages();
+        Ok(())
+    }
+
     /// What a dump holds beyond memory: the tree, the address space, each thread's registers.
     fn write_process(&mut self) -> Result<(), DumpError> {
         let pid = self.target.pid;
@@ -95,6 +104,10 @@ impl Captured {
                 status: class.status(vma).bits(),
                 flags: class.map_flags(vma, facts),
                 madv: 0,
+                shmid: match class {
+                    VmaClass::SharedAnon(kind) => self.shared.id(vma, kind).map_or(0, u64::from),
+                    _ => 0,
+                },
             })
             .collect();
         let entry = mm::mm_entry(&state::mm_numbers(pid, &self.layout.vmas)?, &state::auxv(pid)?, &vmas);
@@ -153,6 +166,7 @@ impl Captured {
             boot_id: process::boot_id()?,
             taken_unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64),
             counters: self.counters,
+            audit: self.audit.clone(),
             timings: self.timings,
             notes: self.notes.clone(),
         })

@@ -1,6 +1,7 @@
 //! A checkpoint and its parents, read as one.
 
 mod member;
+mod stored;
 
 use std::collections::HashMap;
 use std::io;
@@ -20,6 +21,7 @@ use super::pagemap::PagemapFlags;
 use super::record::RecordError;
 
 pub use member::Member;
+pub use stored::StoredPages;
 
 /// A chain that cannot be used. Every variant names the member at fault.
 #[derive(Debug, thiserror::Error)]

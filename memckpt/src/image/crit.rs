@@ -59,7 +59,7 @@ fn write(dir: &Path) {
         inode: 0,
         name: "[heap]".into(),
     };
-    let record = VmaRecord { vma: &heap, status: 545, flags: 0x22, madv: 0x8000 };
+    let record = VmaRecord { vma: &heap, status: 545, flags: 0x22, madv: 0x8000, shmid: 0 };
     let entry =
         mm::mm_entry(&MmNumbers { brk: 0x5615_a191_3000, ..Default::default() }, &[6, 4096], &[record]);
     images.write(&magic::mm_name(PID), &mm::encode(&entry)).unwrap();

@@ -66,6 +66,12 @@ pub fn pagemap_name(pid: i32) -> String {
     format!("pagemap-{pid}.img")
 }
 
+/// `pagemap-shmem-ID.img`
+#[must_use]
+pub fn pagemap_shmem_name(id: u32) -> String {
+    format!("pagemap-shmem-{id}.img")
+}
+
 /// `pages-N.img`
 #[must_use]
 pub fn pages_name(id: u32) -> String {

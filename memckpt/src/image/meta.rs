@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::audit::Audit;
 use crate::addr::PageCount;
 use crate::tracker::epoch::{CheckpointId, Epoch, SessionId};
 
@@ -51,6 +52,8 @@ pub struct Counters {
     pub pages_written: PageCount,
     /// Pages left to the parent.
     pub pages_inherited: PageCount,
+    /// Pages of shared memory without a file; in this directory too, beside `pages_written`.
+    pub shared_pages_written: PageCount,
     /// Layout events seen since the epoch began.
     pub layout_events: u64,
     /// Chunks of 2 MiB touched since the epoch began; `None` without hints.
@@ -110,6 +113,9 @@ pub struct CheckpointMeta {
     /// How long it took.
     #[serde(default)]
     pub timings: Timings,
+    /// What `--audit` looked at; nothing was wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<Audit>,
     /// What a user should know of it: weaker modes and why.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -176,6 +182,7 @@ pub(crate) mod tests {
             taken_unix_ms: 1_700_000_000_000,
             counters: Counters { pages_written: PageCount(3), ..Counters::default() },
             timings: Timings { frozen_us: 900, ..Timings::default() },
+            audit: None,
             notes: vec!["one".into()],
         }
     }

@@ -47,6 +47,8 @@ pub struct VmaRecord<'a> {
     pub flags: u32,
     /// A bit for each advice of madvise(2) in force, by its number; 0 for none.
     pub madv: u64,
+    /// The object of `pagemap-shmem-ID.img` that it maps; 0 for none.
+    pub shmid: u64,
 }
 
 impl VmaRecord<'_> {
@@ -58,7 +60,7 @@ impl VmaRecord<'_> {
             start: range.start.get(),
             end: range.end.get(),
             pgoff: *offset,
-            shmid: 0,
+            shmid: self.shmid,
             prot: bits.iter().filter(|(p, _)| prot.contains(*p)).fold(0, |all, (_, bit)| all | *bit as u32),
             flags: self.flags,
             status: self.status,
@@ -142,7 +144,7 @@ mod tests {
         let records: Vec<_> = vmas
             .iter()
             .zip(facts)
-            .map(|(vma, (status, madv))| VmaRecord { vma, status, flags: 0x22, madv })
+            .map(|(vma, (status, madv))| VmaRecord { vma, status, flags: 0x22, madv, shmid: 0 })
             .collect();
         let numbers = MmNumbers { start_code: 0x5615_927a_e000, dumpable: Some(1), ..Default::default() };
         let entry = mm_entry(&numbers, &[33, 140_624_387_567_616], &records);

@@ -3,6 +3,7 @@
 //! Readers are pure functions of bytes and never trust them: an image comes from a disk or a network, and a
 //! damaged one is an error that names the file and the record, never a panic and never a large allocation.
 
+mod audit;
 pub mod chain;
 pub mod core;
 #[cfg(test)]
@@ -21,6 +22,7 @@ pub mod record;
 pub mod stats;
 pub mod summary;
 
+pub use audit::{Audit, Disagreement, Wrong};
 pub use chain::{Chain, ChainError};
 pub use dir::{DirError, ImagesDir};
 pub use magic::ImageKind;

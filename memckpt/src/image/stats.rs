@@ -17,6 +17,9 @@ pub fn encode(counters: &Counters, timings: &Timings) -> Vec<u8> {
         pages_scanned: counters.pages_scanned.get(),
         pages_skipped_parent: counters.pages_inherited.get(),
         pages_written: counters.pages_written.get(),
+        shpages_scanned: Some(counters.shared_pages_written.get()),
+        shpages_skipped_parent: Some(0),
+        shpages_written: Some(counters.shared_pages_written.get()),
         ..Default::default()
     };
     Image::new(ImageKind::Stats).with(&StatsEntry { dump: Some(dump), restore: None }).into_bytes()

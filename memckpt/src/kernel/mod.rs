@@ -4,6 +4,7 @@ pub mod btf;
 pub mod clear_refs;
 pub mod error;
 pub mod features;
+pub mod map_files;
 pub mod maps;
 pub mod memory;
 pub mod pagemap;

@@ -4,6 +4,6 @@ pub mod classify;
 pub mod decide;
 pub mod pages;
 
-pub use classify::{Refusal, VmaClass, VmaFacts, VmaStatus, classify};
+pub use classify::{Refusal, SharedKind, VmaClass, VmaFacts, VmaStatus, classify};
 pub use decide::{Evidence, GrabRun, PlanError, compose, must_scan, to_dump};
 pub use pages::{Area, Handling, PageAction, PlannedRun};

@@ -43,6 +43,14 @@ impl Area {
             lazy: anonymous && !facts.locked,
         }
     }
+
+    /// Its pages may be written where no tracker sees it: by asynchronous I/O that was under way when the dirty state
+    /// was read, and lands later in a page that reads clean (docs/soundness.md, row 34).
+    pub fn distrust(&mut self) {
+        if self.handling == Handling::Tracked {
+            self.handling = Handling::Always;
+        }
+    }
 }
 
 impl VmaClass {

@@ -5,6 +5,14 @@ use super::plan::{Outcome, Record};
 /// What a test writes on a line of its own when it cannot run: `memckpt-test-skip: NAME: REASON`.
 const SKIP: &str = "memckpt-test-skip: ";
 
+/// What a test writes on a line of its own that is to be seen although it passes: `memckpt-test-says: TEXT`.
+const SAYS: &str = "memckpt-test-says: ";
+
+/// What the tests had to say.
+pub(crate) fn sayings(output: &str) -> impl Iterator<Item = &str> {
+    output.lines().filter_map(|line| Some(line.split_once(SAYS)?.1))
+}
+
 /// The tests that `--list --format terse` names.
 pub(crate) fn names(listing: &str) -> impl Iterator<Item = &str> {
     listing.lines().filter_map(|line| line.strip_suffix(": test"))
@@ -110,6 +118,8 @@ test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
     fn a_skip_behind_the_name_of_its_test_is_seen() {
         let output = "test redis ... memckpt-test-skip: redis: no redis-server\nok\n";
         assert_eq!(skips(output).collect::<Vec<_>>(), [("redis", "no redis-server")]);
+        let output = "test moved ... memckpt-test-says: 0 stale\nok\n";
+        assert_eq!(sayings(output).collect::<Vec<_>>(), ["0 stale"]);
         assert_eq!(names("a::b: test\nc: benchmark\n\n").collect::<Vec<_>>(), ["a::b"]);
     }
 }

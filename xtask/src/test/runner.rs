@@ -84,6 +84,9 @@ impl Runner<'_> {
                 }
                 Outcome::Skipped(reason) => println!("{}: {test} ... skipped: {reason}", self.plan.place),
             }
+            for text in libtest::sayings(&ended.output) {
+                println!("{}:     {text}", self.plan.place);
+            }
             // Parts of it that could not run, under names of their own.
             if outcome == Outcome::Passed {
                 for (part, reason) in libtest::skips(&ended.output).filter(|(part, _)| *part != name) {

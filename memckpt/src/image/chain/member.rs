@@ -1,9 +1,7 @@
 //! One directory of a chain.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use prost::Message;
@@ -16,6 +14,7 @@ use crate::image::proto::{CoreEntry, InventoryEntry, MmEntry, PstreeEntry, Stats
 use crate::image::record::{self, RecordError, Records};
 
 use super::ChainError;
+use super::stored::StoredPages;
 
 /// One directory of a chain, open.
 #[derive(Debug)]
@@ -26,8 +25,7 @@ pub struct Member {
     pid: i32,
     inventory: InventoryEntry,
     meta: Option<CheckpointMeta>,
-    pagemap: PagemapImage,
-    pages: Option<File>,
+    memory: StoredPages,
 }
 
 impl Member {
@@ -54,25 +52,10 @@ impl Member {
             Some(pid) => pid,
             None => root_pid(&fd, &path, meta.as_ref())?,
         };
-        let name = magic::pagemap_name(pid);
         // A process that was not there yet when the parent was made has no pagemap in it.
-        let pagemap = match read(&name)? {
-            Some(bytes) => PagemapImage::decode(&name, &bytes).map_err(damaged)?,
-            None => PagemapImage::default(),
-        };
-        let name = magic::pages_name(pagemap.pages_id());
-        let (needed, mut has) = (pagemap.bytes(), 0);
-        let mut pages = None;
-        if needed > 0 {
-            pages = files::open_file(&fd, &name).map_err(|source| read_error(&path, &name, source))?;
-            if let Some(file) = &pages {
-                has = file.metadata().map_err(|source| read_error(&path, &name, source))?.len();
-            }
-        }
-        if has < needed {
-            return Err(ChainError::PagesTooShort { path, file: name, needed, has });
-        }
-        Ok(Self { fd, identity, path, pid, inventory, meta, pagemap, pages })
+        let memory = StoredPages::open(&fd, &path, &magic::pagemap_name(pid))?
+            .unwrap_or_else(|| StoredPages::none(&path));
+        Ok(Self { fd, identity, path, pid, inventory, meta, memory })
     }
 
     /// Device and inode of the directory.
@@ -102,7 +85,7 @@ impl Member {
     /// The process's pagemap: what is here, and what is left to the parent.
     #[must_use]
     pub fn pagemap(&self) -> &PagemapImage {
-        &self.pagemap
+        self.memory.pagemap()
     }
 
     /// The processes; empty for a pre-dump that has none.
@@ -142,12 +125,15 @@ impl Member {
     }
 
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ChainError> {
-        let name = magic::pages_name(self.pagemap.pages_id());
-        let file = self
-            .pages
-            .as_ref()
-            .ok_or_else(|| read_error(&self.path, &name, io::ErrorKind::NotFound.into()))?;
-        file.read_exact_at(buffer, offset).map_err(|source| read_error(&self.path, &name, source))
+        self.memory.read(offset, buffer)
+    }
+
+    /// The content of shared object `id`, by offset; `None` where there is no such object.
+    ///
+    /// # Errors
+    /// Its images are unreadable or damaged.
+    pub fn shared(&self, id: u32) -> Result<Option<StoredPages>, ChainError> {
+        StoredPages::open(&self.fd, &self.path, &magic::pagemap_shmem_name(id))
     }
 
     fn single<M: Message + Default>(&self, name: &str, kind: ImageKind) -> Result<Option<M>, ChainError> {
@@ -160,7 +146,7 @@ impl Member {
     }
 }
 
-fn read_error(path: &Path, file: &str, source: io::Error) -> ChainError {
+pub(super) fn read_error(path: &Path, file: &str, source: io::Error) -> ChainError {
     ChainError::Read { path: path.to_owned(), file: file.to_owned(), source }
 }
 

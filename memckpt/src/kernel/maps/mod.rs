@@ -46,6 +46,15 @@ pub struct Vma {
     pub name: String,
 }
 
+impl Vma {
+    /// Whether the two are the same but for their names.
+    #[must_use]
+    pub fn is_alike(&self, other: &Self) -> bool {
+        let of = |v: &Self| (v.range, v.prot, v.shared, v.offset, v.dev, v.inode);
+        of(self) == of(other)
+    }
+}
+
 /// Why the layout could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum MapsError {

@@ -54,6 +54,17 @@ impl ControlServer {
     }
 }
 
+impl ControlServer {
+    /// Closes all connections, and returns when that is done. A client in the middle of a checkpoint holds the target
+    /// frozen while it waits for an answer.
+    pub async fn close(mut self) {
+        self.accepting.abort();
+        let _ = (&mut self.accepting).await;
+        // The conversations are aborted with it, and dropped when the runtime comes to them.
+        tokio::task::yield_now().await;
+    }
+}
+
 impl Drop for ControlServer {
     fn drop(&mut self) {
         self.accepting.abort();

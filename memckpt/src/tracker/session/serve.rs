@@ -104,11 +104,17 @@ pub async fn serve(
         }
     };
     let summary = session.summary(end, start.elapsed());
-    drop(session);
-    drop(seat);
-    // Only now does the client that asked for the end see its connection close.
-    drop(stopping);
-    drop(server);
+    if stopping.is_none() {
+        server.close().await;
+        drop(session);
+        drop(seat);
+    } else {
+        drop(session);
+        drop(seat);
+        // Only now does the client that asked for the end see its connection close.
+        drop(stopping);
+        drop(server);
+    }
     Ok(summary)
 }
 

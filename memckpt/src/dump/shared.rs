@@ -1,0 +1,128 @@
+//! Shared memory that belongs to no file: each object once, however many mappings see it, and whole each time.
+//!
+//! Nothing tracks it: another process, or write(2) on a memfd, changes it where no page table of the target's tells
+//! (docs/soundness.md, row 7). It is read through the object itself, and not through a mapping: so pages are found that no
+//! mapping shows.
+
+use crate::addr::{AddrRange, PageCount};
+use crate::image::pagemap::{PagemapFlags, PagemapImage};
+use crate::image::{ImagesDir, PagesFile};
+use crate::kernel::map_files::MappedObject;
+use crate::kernel::maps::Vma;
+use crate::plan::SharedKind;
+
+use super::error::DumpError;
+use super::layout::Layout;
+use super::write::PAGES_ID;
+
+/// How much is copied at a time.
+const BATCH: u64 = 1 << 20;
+
+/// The shared objects of the target, and what was taken of them.
+pub(super) struct SharedObjects {
+    objects: Vec<SharedObject>,
+    buffer: Vec<u8>,
+}
+
+struct SharedObject {
+    key: Key,
+    object: MappedObject,
+    pages: PagesFile,
+    image: PagemapImage,
+}
+
+/// Which object. Segments of System V have their own numbers for inodes, on the device of all shared memory.
+type Key = (SharedKind, (u32, u32), u64);
+
+fn key(vma: &Vma, kind: SharedKind) -> Key {
+    (kind, vma.dev, vma.inode)
+}
+
+impl SharedObjects {
+    /// For a checkpoint without them: a pre-dump, since the dump that follows takes them whole anyway.
+    pub(super) const fn none() -> Self {
+        Self { objects: Vec::new(), buffer: Vec::new() }
+    }
+
+    /// Opens the objects of `layout`, and a pages file for each.
+    pub(super) fn open(pid: i32, layout: &Layout, images: &mut ImagesDir) -> Result<Self, DumpError> {
+        let mut objects = Self::none();
+        for (vma, kind) in layout.shared_anonymous() {
+            // What went away or was replaced meanwhile is opened in the freeze, if it is still needed.
+            if let Some(object) = MappedObject::open(pid, vma.range).ok().filter(|o| o.inode() == vma.inode) {
+                objects.add(key(vma, kind), object, images)?;
+            }
+        }
+        if !objects.objects.is_empty() {
+            objects.buffer.resize(BATCH as usize, 0);
+        }
+        Ok(objects)
+    }
+
+    /// The layout is `layout` now: opens what came since. An object that nothing maps any more stays, and is taken
+    /// although no mapping refers to it.
+    pub(super) fn update(
+        &mut self,
+        pid: i32,
+        layout: &Layout,
+        images: &mut ImagesDir,
+    ) -> Result<(), DumpError> {
+        for (vma, kind) in layout.shared_anonymous() {
+            if self.id(vma, kind).is_none() {
+                self.add(key(vma, kind), MappedObject::open(pid, vma.range)?, images)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, key: Key, object: MappedObject, images: &mut ImagesDir) -> Result<(), DumpError> {
+        if self.objects.iter().all(|known| known.key != key) {
+            let pages_id = PAGES_ID + 1 + self.objects.len() as u32;
+            let pages = images.create_pages(pages_id)?;
+            self.objects.push(SharedObject { key, object, pages, image: PagemapImage::new(pages_id) });
+        }
+        Ok(())
+    }
+
+    /// The number that the images know the object behind `vma` by.
+    pub(super) fn id(&self, vma: &Vma, kind: SharedKind) -> Option<u32> {
+        let at = self.objects.iter().position(|o| o.key == key(vma, kind))?;
+        Some(at as u32 + 1)
+    }
+
+    /// Copies what the objects hold, the target standing still.
+    pub(super) fn grab(&mut self) -> Result<(), DumpError> {
+        self.buffer.resize(if self.objects.is_empty() { 0 } else { BATCH as usize }, 0);
+        for shared in &mut self.objects {
+            for extent in shared.object.extents()? {
+                let offset = shared.image.bytes();
+                shared
+                    .image
+                    .push(extent, PagemapFlags::PRESENT)
+                    .map_err(|e| DumpError::encode("pagemap-shmem", e))?;
+                let mut at = extent.start;
+                while at < extent.end {
+                    let len = BATCH.min(extent.end.get() - at.get());
+                    let part = &mut self.buffer[..len as usize];
+                    shared.object.read_at(at, part)?;
+                    shared.pages.write_at(offset + (at.get() - extent.start.get()), part)?;
+                    at = at.saturating_add(len);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Each object's number and pagemap.
+    pub(super) fn images(&self) -> impl Iterator<Item = (u32, &PagemapImage)> {
+        (1..).zip(&self.objects).map(|(id, shared)| (id, &shared.image))
+    }
+
+    /// How many pages were taken.
+    pub(super) fn pages(&self) -> PageCount {
+        let of = |shared: &SharedObject| -> PageCount {
+            shared.image.runs().iter().map(|run| AddrRange::pages(run.range)).sum()
+        };
+        self.objects.iter().map(of).sum()
+    }
+}
