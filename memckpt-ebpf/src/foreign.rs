@@ -17,15 +17,15 @@ pub fn released(control: *mut Control, task: *const u8, lock: u64, write: bool) 
     tell(control, task, lock, write, false);
 }
 
-/// It gets hold of the target's pages, and may copy to them from now on until its call is over.
+/// It may be copying to the target's pages until its call is over.
 #[inline(always)]
-pub fn gets_pages(control: *mut Control, task: *const u8) {
+pub fn accesses(control: *mut Control, task: *const u8) {
     tell(control, task, 0, false, true);
 }
 
-/// `before`: whatever the call, it has not copied yet.
+/// `under_way`: whatever the call.
 #[inline(always)]
-fn tell(control: *mut Control, task: *const u8, lock: u64, write: bool, before: bool) {
+fn tell(control: *mut Control, task: *const u8, lock: u64, write: bool, under_way: bool) {
     let mut flags = if lock != 0 { foreign::WRITE } else { 0 } | if write { 0 } else { foreign::READ };
     let regs = regs::saved();
     let call = match regs::who(task) {
@@ -60,7 +60,7 @@ fn tell(control: *mut Control, task: *const u8, lock: u64, write: bool, before: 
         lock,
         ..Record::default()
     };
-    if before || call == nr::PROCESS_VM_WRITEV {
+    if under_way || call == nr::PROCESS_VM_WRITEV {
         if call == nr::PROCESS_VM_WRITEV && flags & foreign::ODD == 0 && record.args[4] == 1 {
             // SAFETY: the helper checks the caller's address.
             if let Ok(iovec) = unsafe { bpf_probe_read_user::<[u64; 2]>(record.args[3] as *const _) } {

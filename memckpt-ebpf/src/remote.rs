@@ -1,42 +1,33 @@
-//! Accesses to the target by tasks that do not live in its mm, where its lock is not hooked (before 6.4, every fault takes
-//! it): told when they get hold of its pages.
+//! Accesses to the target by tasks that do not live in its mm, where its lock is not hooked (before 6.4 every fault takes
+//! it): told by the functions that they go through.
 //!
-//! They copy after that, so each call that may write is noted as under way, until it is over; see `foreign.rs`.
+//! process_vm_writev is told when it gets the mm, and copies later, so that it counts as under way until it is over; the
+//! others are told when they have copied. Counting them as under way too costs nothing. See `foreign.rs`.
 
-use aya_ebpf::{
-    macros::{fexit, kprobe},
-    programs::{FExitContext, ProbeContext},
-};
+use aya_ebpf::{macros::fexit, programs::FExitContext};
 
 use crate::capture;
 use crate::foreign;
 use crate::maps::{control, current_mm, current_task};
 
-/// get_user_pages_remote(mm, ...): `/proc/PID/mem` and ptrace (__access_remote_vm(), mm/memory.c).
+/// mm_access(task, mode) gives process_vm_writev the mm (process_vm_rw_core(), mm/process_vm_access.c).
 #[fexit]
-pub fn remote_got(ctx: FExitContext) -> i32 {
+pub fn remote_mm(ctx: FExitContext) -> i32 {
+    accessed(ctx.arg(2));
+    0
+}
+
+/// access_remote_vm(mm, address, buffer, length, flags): `/proc/PID/mem` (mem_rw(), fs/proc/base.c).
+#[fexit]
+pub fn remote_memory(ctx: FExitContext) -> i32 {
     accessed(ctx.arg(0));
     0
 }
 
-/// pin_user_pages_remote(mm, ...): process_vm_writev (process_vm_rw_single_vec(), mm/process_vm_access.c).
+/// __access_remote_vm(mm, address, buffer, length, flags): ptrace (ptrace_access_vm(), kernel/ptrace.c).
 #[fexit]
-pub fn remote_pinned(ctx: FExitContext) -> i32 {
+pub fn remote_word(ctx: FExitContext) -> i32 {
     accessed(ctx.arg(0));
-    0
-}
-
-/// The first, at its entry.
-#[kprobe]
-pub fn remote_got_entry(ctx: ProbeContext) -> u32 {
-    accessed(ctx.arg(0).unwrap_or(0));
-    0
-}
-
-/// The second, at its entry.
-#[kprobe]
-pub fn remote_pinned_entry(ctx: ProbeContext) -> u32 {
-    accessed(ctx.arg(0).unwrap_or(0));
     0
 }
 
@@ -48,6 +39,6 @@ fn accessed(mm: u64) {
     }
     let current = current_mm();
     if mm == target && current != mm && current != 0 {
-        foreign::gets_pages(control, current_task());
+        foreign::accesses(control, current_task());
     }
 }

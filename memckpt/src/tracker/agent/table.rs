@@ -234,32 +234,22 @@ pub(super) const PURPOSES: &[Purpose] = &[
             ),
         ],
     },
+    // Not the functions that get pages for them: those have more arguments than a trampoline takes.
     Purpose {
         name: "accesses by others",
-        parameters: &["mm"],
+        parameters: &[],
         may_be_absent: false,
-        ways: &[
-            Way {
-                family: Fentry,
-                when: When::NoPerVmaLocks,
-                needs: &[],
-                programs: &[
-                    ("remote_got", Exit("get_user_pages_remote")),
-                    ("remote_pinned", Exit("pin_user_pages_remote")),
-                ],
-                gives: &[Fact::ForeignWrites],
-            },
-            Way {
-                family: Kprobe,
-                when: When::NoPerVmaLocks,
-                needs: &[],
-                programs: &[
-                    ("remote_got_entry", ProbeEntry("get_user_pages_remote")),
-                    ("remote_pinned_entry", ProbeEntry("pin_user_pages_remote")),
-                ],
-                gives: &[Fact::ForeignWrites],
-            },
-        ],
+        ways: &[Way {
+            family: Fentry,
+            when: When::NoPerVmaLocks,
+            needs: &[],
+            programs: &[
+                ("remote_mm", Exit("mm_access")),
+                ("remote_memory", Exit("access_remote_vm")),
+                ("remote_word", Exit("__access_remote_vm")),
+            ],
+            gives: &[Fact::ForeignWrites],
+        }],
     },
     Purpose {
         name: "layout calls",

@@ -194,7 +194,7 @@ fn a_pin_shows_for_good(name: &str, choice: HookChoice) {
     if agent.pinned.is_none() || !matches!(agent.capture, Capture::Always) {
         assert!(agent.may_be_pinned().unwrap(), "told without knowing");
         assert_ne!(
-            (agent.hooks().hint_mode(), agent.hooks().knows(Fact::ForeignWrites)),
+            (agent.hooks().hint_mode(), agent.hooks().knows(Fact::ForeignClears)),
             (HintMode::Complete, true),
             "the flag was not found on a kernel that has it"
         );

@@ -117,7 +117,7 @@ fn each_layout_call_is_an_event_at_its_return(name: &str, choice: HookChoice) {
 fn by_lock(name: &str, victim: &Victim, choice: HookChoice) -> Option<Agent> {
     let agent = attach(name, victim, choice)?;
     if !agent.hooks().layout_by_lock() {
-        assert!(!agent.hooks().knows(Fact::ForeignWrites), "{:?}", agent.hooks());
+        assert!(!agent.hooks().knows(Fact::ForeignClears), "{:?}", agent.hooks());
         skip(name, "no per-VMA locks, and so no hook on the mmap lock");
         return None;
     }
