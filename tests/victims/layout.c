@@ -27,7 +27,7 @@
 
 enum { PAGE = 4096, AREA = 64, HUGE = 2 << 20 };
 
-static char *area, *moved, *kept, *file_map, *linear, *shm, *table;
+static char *area, *moved, *kept, *file_map, *linear, *shm, *table, *holes;
 static size_t area_pages = AREA;
 static char *brk_base;
 static int file, shared_file;
@@ -45,6 +45,15 @@ static char *map(size_t bytes, int prot, int flags, int fd) {
 
 static char *anonymous(size_t pages) {
     return map(pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+}
+
+/* A page table's worth of small pages full of `value` at `at`, with or without MAP_FIXED. */
+static char *filled(char *at, int fixed, int value) {
+    char *p = mmap(at, HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | fixed, -1, 0);
+    if (p == MAP_FAILED) return p;
+    madvise(p, HUGE, MADV_NOHUGEPAGE);
+    memset(p, value, HUGE);
+    return p;
 }
 
 /* Not inlined, and deeper than the stack has ever been. */
@@ -99,6 +108,21 @@ static int run(const char *command) {
         memset(from, 3, HUGE);
         table = mremap(from, HUGE, HUGE, MREMAP_MAYMOVE | MREMAP_FIXED, from + 4L * HUGE);
         return table != MAP_FAILED;
+    } else if (!strcmp(command, "holes")) {
+        /* Four islands of one page table each, 2 MiB-aligned. */
+        char *wide = map(13L * HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+        holes = (char *)(((uintptr_t)wide + HUGE - 1) & ~(uintptr_t)(HUGE - 1));
+        for (int i = 0; i < 4; i++)
+            if (filled(holes + 2L * i * HUGE, MAP_FIXED, i + 1) == MAP_FAILED) return 0;
+    } else if (!strcmp(command, "holes-reuse")) {
+        char *a = holes, *b = holes + 2L * HUGE, *c = holes + 4L * HUGE, *d = holes + 6L * HUGE;
+        /* The first moves away, and another takes its place; a whole page table moves into the hole of the second; the
+         * fourth finds itself another place. Nothing of this makes a moved page soft-dirty. */
+        if (mremap(a, HUGE, HUGE, MREMAP_MAYMOVE | MREMAP_FIXED, holes + 8L * HUGE) == MAP_FAILED) return 0;
+        if (filled(a, 0, 9) != a || munmap(b, HUGE)) return 0;
+        if (mremap(c, HUGE, HUGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, b) != b) return 0;
+        char *moved_d = mremap(d, HUGE, 2 * HUGE, MREMAP_MAYMOVE);
+        return moved_d != MAP_FAILED && moved_d != d && filled(d, 0, 10) == d;
     } else if (!strcmp(command, "brk-grow")) {
         return brk(brk_base + 37 * PAGE + 100) == 0;
     } else if (!strcmp(command, "brk-more")) {
