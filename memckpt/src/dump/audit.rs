@@ -120,7 +120,7 @@ fn check_hints(
     // A VMA that grew or was merged is soft-dirty as a whole (docs/soundness.md, row 15): its pages say nothing.
     for (range, flags) in smaps::vm_flags(pid)? {
         if flags.contains(smaps::VmFlags::SOFT_DIRTY) {
-            audit.pages_overstated += unseen.within(range).map(|part| part.pages()).sum();
+            audit.pages_overstated += unseen.within(range).map(AddrRange::pages).sum();
             unseen.remove(range);
         }
     }
