@@ -46,7 +46,8 @@ impl Types {
         })
     }
 
-    fn applies(&self, when: When, dropped_pages_show: bool) -> bool {
+    /// `every_page_is_read`: in each scan, by a dirty source that shows dropped pages.
+    fn applies(&self, when: When, every_page_is_read: bool) -> bool {
         let has = |structure, member| self.ours.offset_of(structure, member).is_ok();
         let per_vma_locks = || has("vm_area_struct", "vm_lock_seq");
         let arguments = |taken, released| {
@@ -59,7 +60,7 @@ impl Types {
             When::PerVmaLocksAndPath => per_vma_locks() && arguments(4, 3),
             When::NoPerVmaLocks => !per_vma_locks(),
             When::MmapLockTells => {
-                per_vma_locks() && (dropped_pages_show || !has("madvise_behavior", "behavior"))
+                per_vma_locks() && (every_page_is_read || !has("madvise_behavior", "behavior"))
             }
         }
     }
@@ -235,8 +236,10 @@ pub(super) fn attach_all(
                 HookChoice::Auto => true,
                 choice => way.family == HookChoice::Auto || way.family == choice,
             };
+            // Hints that narrow scans need zaps.
+            let every_page_is_read = options.dropped_pages_show && !report.knows(Fact::Zaps);
             if !wanted
-                || !types.applies(way.when, options.dropped_pages_show)
+                || !types.applies(way.when, every_page_is_read)
                 || (way.when == When::MmapLockTells && !by_lock)
             {
                 continue;
@@ -277,7 +280,10 @@ pub(super) fn attach_all(
         if purpose.name.starts_with("zapped") && state.attached.is_empty() {
             zaps_hooked = false;
         }
-        report.hooks.push(state);
+        // Nothing was tried where no way applies.
+        if !state.attached.is_empty() || !state.refused.is_empty() {
+            report.hooks.push(state);
+        }
     }
     if !zaps_hooked {
         report.withdraw(Fact::Zaps, "a zap function of this kernel could not be hooked");

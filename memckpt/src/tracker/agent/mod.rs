@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::addr::{AddrRange, Chunk};
 use crate::kernel::SyscallError;
 use crate::kernel::btf::BtfError;
+use crate::kernel::features;
 use bitmap::{Bitmaps, ControlPage};
 use capture::capture;
 use load::{Attached, Capture, Types};
@@ -83,7 +84,8 @@ pub struct AgentOptions {
     pub choice: HookChoice,
     /// Size of the event ring in bytes: a power of two, at least a page.
     pub ring_bytes: u32,
-    /// That pages were dropped (madvise) shows without events, as it does with userfaultfd write-protection.
+    /// That pages were dropped (madvise) shows whenever they are read, without events: it does with userfaultfd
+    /// write-protection.
     pub dropped_pages_show: bool,
 }
 
@@ -248,9 +250,12 @@ impl Agent {
         // Parsed once for all of them.
         let _types = Types::read()?;
         let families = [HookChoice::Fentry, HookChoice::Kprobe, HookChoice::Tracepoint];
+        // As a session would, whose dirty source is write-protection where there is no soft-dirty.
+        let dropped_pages_show = features::soft_dirty().is_err();
+        let options = |choice| AgentOptions { choice, dropped_pages_show, ..AgentOptions::default() };
         families
             .into_iter()
-            .map(|choice| match Self::attach(pid, choice) {
+            .map(|choice| match Self::attach_with(pid, options(choice)) {
                 Ok(agent) => Ok(FamilyProbe { choice, outcome: Ok(agent.report.clone()) }),
                 Err(error @ AgentError::Choice { .. }) => {
                     Ok(FamilyProbe { choice, outcome: Err(error.to_string()) })

@@ -47,8 +47,8 @@ pub(super) enum When {
     /// The same, but (mm, memcg_path, write, success), as in 6.12.
     PerVmaLocksAndPath,
     NoPerVmaLocks,
-    /// Per-VMA locks, and whatever a system call does to memory shows at the mmap lock, or in the dirty source: from
-    /// 6.16 on madvise drops pages under a VMA's own lock (struct madvise_behavior is as old).
+    /// Per-VMA locks, and whatever a system call does to memory shows at the mmap lock, or when every page is read: from
+    /// 6.16 on madvise and process_madvise drop pages under a VMA's own lock (struct madvise_behavior is as old).
     MmapLockTells,
 }
 
@@ -217,8 +217,8 @@ pub(super) const PURPOSES: &[Purpose] = &[
     Purpose {
         name: "the mmap lock's release",
         parameters: &[],
-        // Without per-VMA locks every fault would pay for it.
         may_be_absent: false,
+        // None without per-VMA locks, as every fault would pay for it.
         ways: &[
             on(
                 When::PerVmaLocks,

@@ -488,3 +488,54 @@ fn trackers_have_names() {
     }
     assert!("softdirty".parse::<TrackerKind>().is_err());
 }
+
+/// Why the agent need not tell of madvise where this source is used.
+#[test]
+fn with_write_protection_a_dropped_page_never_looks_like_what_it_was() {
+    use std::os::unix::fs::FileExt;
+    const NAME: &str = "with_write_protection_a_dropped_page_never_looks_like_what_it_was";
+    const MADV_PAGEOUT: u64 = 21;
+    Stage::each(NAME, &[Way::UffdWp], |stage| {
+        let small = stage.puppet.map(8 * PAGE_SIZE).unwrap();
+        let wide = stage.puppet.map(3 * CHUNK_SIZE).unwrap();
+        let huge = AddrRange::with_len(Addr(wide.start.get().next_multiple_of(CHUNK_SIZE)), CHUNK_SIZE);
+        let _ = stage.madvise(huge, libc::MADV_HUGEPAGE as u64);
+        let (_file, file) = stage.file(4);
+        for range in [small, huge, file] {
+            stage.puppet.fill(range, 7).unwrap();
+        }
+        stage.track(&[small, wide, file]);
+        assert_eq!(stage.pages(file), [PRESENT; 4]);
+        let mem = std::fs::File::open(format!("/proc/{}/mem", stage.puppet.pid())).unwrap();
+        let mut dropped = 0;
+        for (range, advices) in [
+            (page(small, 0), &[libc::MADV_DONTNEED as u64][..]),
+            (page(small, 1), &[libc::MADV_FREE as u64, MADV_PAGEOUT]),
+            (page(file, 0), &[libc::MADV_DONTNEED as u64]),
+            (huge, &[libc::MADV_FREE as u64, MADV_PAGEOUT]),
+        ] {
+            for &advice in advices {
+                stage.madvise(range, advice).unwrap();
+            }
+            // As it is, and again as it is once somebody has looked at it.
+            for look in [false, true] {
+                let mut byte = [7];
+                if look {
+                    mem.read_exact_at(&mut byte, range.start.get()).unwrap();
+                    dropped += u32::from(byte != [7]);
+                }
+                let flags = stage.pages(range);
+                let kept = |f: &PageFlags| {
+                    f.intersects(PRESENT | PageFlags::SWAPPED) && !f.intersects(DIRTY | FILE | ZERO)
+                };
+                let looks_the_same = flags.first().is_some_and(kept);
+                assert!(!looks_the_same || byte == [7], "{range} after {advices:?}, {look}: {flags:?}");
+            }
+        }
+        // Reclaim may decline; DONTNEED may not.
+        assert!(dropped >= 2, "{dropped}");
+        if dropped < 4 {
+            skip(&format!("{NAME} (MADV_FREE)"), "reclaim did not take the pages");
+        }
+    });
+}
