@@ -3,12 +3,14 @@
 mod bitmap;
 mod by_lock;
 mod capture;
+mod error;
 mod events;
 mod hooks;
 mod load;
 mod losses;
 mod pins;
 mod selftest;
+mod sys;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -25,7 +27,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::addr::{AddrRange, Chunk};
 use crate::kernel::SyscallError;
-use crate::kernel::btf::BtfError;
 use crate::kernel::features;
 use bitmap::{Bitmaps, ControlPage};
 use capture::capture;
@@ -35,47 +36,13 @@ use writers::Writers;
 
 pub use bitmap::Buffer;
 pub use by_lock::Remap;
+pub use error::AgentError;
 pub use events::{EVERYTHING, EventKind, LayoutEvent};
 pub use hooks::{Fact, HintMode, HookChoice, HookReport, HookState, Refusal};
 pub use losses::{Counters, Losses};
 
 /// A program that neither finishes nor runs for this long is starved; the epoch is then lost.
 const FLIP_LIMIT: Duration = Duration::from_secs(1);
-
-/// Why the agent could not be attached.
-#[derive(Debug, thiserror::Error)]
-pub enum AgentError {
-    /// The kernel's type information is missing, or lacks a structure.
-    #[error(transparent)]
-    Btf(#[from] BtfError),
-    /// A system call failed.
-    #[error(transparent)]
-    Syscall(#[from] SyscallError),
-    /// The maps could not be created: too few rights (CAP_BPF, CAP_PERFMON), or no BPF.
-    #[error("loading the BPF object: {0}")]
-    Load(#[source] Box<aya::EbpfError>),
-    /// The embedded object lacks a map.
-    #[error("the BPF object has no map {0} of the expected type")]
-    Object(&'static str),
-    /// The target's address space could not be identified.
-    #[error("finding the target's mm by {hook}: {reason}")]
-    Capture {
-        /// The hook used.
-        hook: String,
-        /// What went wrong.
-        reason: String,
-    },
-    /// No hook of the family that was asked for attaches.
-    #[error("{choice} hooks do not work here: {hook}: {reason}")]
-    Choice {
-        /// What was asked for.
-        choice: HookChoice,
-        /// The first hook that failed.
-        hook: String,
-        /// Why.
-        reason: String,
-    },
-}
 
 /// How to attach.
 #[derive(Clone, Copy, Debug)]

@@ -25,7 +25,7 @@ use memckpt_ebpf::{Call, MAX_WRITERS, Writer};
 
 use super::bitmap::ControlPage;
 use super::events::EVERYTHING;
-use super::load::sys;
+use super::sys;
 use crate::addr::{Addr, AddrRange};
 use crate::kernel::SyscallError;
 
