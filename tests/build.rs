@@ -1,4 +1,5 @@
-//! Compiles the victims; `MEMCKPT_VICTIMS` is the directory that they are in.
+//! Compiles the victims, each from `victims/NAME.c` and what there is in `victims/NAME/`; `MEMCKPT_VICTIMS` is the directory that
+//! they are in.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,6 +16,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut cc = Command::new(env::var_os("CC").unwrap_or_else(|| "cc".into()));
         cc.args(["-O1", "-g", "-Wall", "-pthread", "-mno-avx512f", "-o"]);
         cc.arg(out.join(source.file_stem().ok_or("a file without a name")?)).arg(&source);
+        for part in fs::read_dir(source.with_extension("")).into_iter().flatten() {
+            let part = part?.path();
+            if part.extension().is_some_and(|e| e == "c") {
+                cc.arg(part);
+            }
+        }
         let output = cc.output()?;
         if !output.status.success() {
             return Err(format!("{cc:?}: {}", String::from_utf8_lossy(&output.stderr)).into());

@@ -189,7 +189,7 @@ fn compare_missing(
     held: &RangeSet,
     found: &mut Comparison,
 ) -> Result<(), CompareError> {
-    let anonymous = vma.inode == 0;
+    let anonymous = vma.is_anonymous();
     let mut buffer = vec![0; PAGE_SIZE as usize];
     for run in memory.pages(vma.range)? {
         if run.flags.contains(PageFlags::FILE) {

@@ -2,6 +2,9 @@
 //! pagemap-PID.img, of the pages files and of `/proc`.
 
 mod shared;
+mod treatment;
+
+pub use treatment::{Treatment, treatment};
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -40,6 +43,8 @@ pub struct Compared {
     pub inherited: u64,
     /// Pages compared.
     pub compared: u64,
+    /// Those of them that the checkpoint before did not have, or had otherwise.
+    pub changed: u64,
     /// Pages of shared memory without a file that were compared.
     pub shared: u64,
 }
@@ -110,7 +115,9 @@ impl Vma {
             start: u64::from_str_radix(start, 16).ok()?,
             end: u64::from_str_radix(end, 16).ok()?,
             private: protection.ends_with('p') && !kernel,
-            file: (inode != "0").then(|| (PathBuf::from(name), offset)),
+            // Huge pages without a file look like a file of hugetlbfs that nobody can open.
+            file: (inode != "0" && !name.starts_with("/anon_hugepage"))
+                .then(|| (PathBuf::from(name), offset)),
         })
     }
 }
@@ -127,7 +134,7 @@ fn compare_vma(
         Some((path, _)) => Some(File::open(path).with_context(|| format!("the file behind {line}"))?),
         None => None,
     };
-    let (mut actual, mut saved) = (vec![0; 4096], vec![0; 4096]);
+    let (mut actual, mut saved, mut before) = (vec![0; 4096], vec![0; 4096], vec![0; 4096]);
     // 128 KiB of pagemap at a time: 64 GiB of sparse memory is mostly nothing.
     let batch = 16384 * PAGE;
     let mut at = vma.start;
@@ -146,6 +153,11 @@ fn compare_vma(
             let populated = bytes[7] & 0xc0 != 0;
             let in_chain = lookup(chain, page, &mut saved)?;
             if !in_chain && !populated {
+                continue;
+            }
+            // A guard region (bit 58, since 6.15) looks swapped, and has no content to read.
+            if bytes[7] & 0x04 != 0 {
+                ensure!(!in_chain, "page {page:x} of {line} is guarded, and in the chain");
                 continue;
             }
             let read = memory.read_exact_at(&mut actual, page);
@@ -172,10 +184,23 @@ fn compare_vma(
                     u64::from_le_bytes(bytes.try_into()?)
                 );
             }
+            if let [newest, older @ ..] = chain
+                && !older.is_empty()
+                && is_own(newest, page)
+                && !(lookup(older, page, &mut before)? && before == actual)
+            {
+                totals.changed += 1;
+            }
         }
         at = end;
     }
     Ok(())
+}
+
+/// Whether the newest checkpoint has bytes of its own for the page at `address`.
+fn is_own(newest: &Link, address: u64) -> bool {
+    let at = newest.entries.partition_point(|entry| entry.end <= address);
+    newest.entries.get(at).is_some_and(|entry| entry.start <= address && !entry.parent)
 }
 
 fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> Result<()> {
@@ -216,6 +241,8 @@ fn read_chain(images: &Path, pid: i32) -> Result<Vec<Link>> {
         ensure!(chain.len() < 1000, "the chain has a cycle");
         let parent = directory.join("parent");
         next = parent.is_symlink().then(|| directory.join(fs::read_link(&parent).unwrap_or_default()));
+        // A process that is younger than the parent has nothing in it.
+        next = next.filter(|directory| directory.join(format!("pagemap-{pid}.img")).exists());
         chain.push(read_link(directory, pid)?);
     }
     Ok(chain)

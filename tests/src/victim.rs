@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -49,6 +50,9 @@ impl Victim {
     ///
     /// When it cannot be started.
     pub fn spawn(mut command: Command) -> Result<Self> {
+        // A session of its own, so that it can be brought back without ours.
+        // SAFETY: setsid is safe between fork and exec.
+        unsafe { command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(Into::into)) };
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -116,6 +120,19 @@ impl Victim {
     pub fn signal(&self, signal: Signal) -> Result<()> {
         kill(Pid::from_raw(self.pid()), signal)
             .with_context(|| format!("send {signal} to victim {}", self.pid()))
+    }
+
+    /// Lets it and all its descendants go on that a dump with `--leave-stopped` has stopped.
+    ///
+    /// # Errors
+    ///
+    /// When it is gone.
+    pub fn go_on(&self) -> Result<()> {
+        // They stand until here, so none is missed; one may have been killed.
+        for pid in memckpt::target::descendants(self.pid())?.into_iter().skip(1) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
+        }
+        self.signal(Signal::SIGCONT)
     }
 
     /// Whether it still runs.

@@ -14,7 +14,7 @@ fn a_session_proves_itself(test: &str, tracker: Tracker) -> Result<()> {
     // It would write while the process stands still.
     ensure!(victim.ask("pause")? == "ok", "the sibling does not pause");
     let pid = victim.pid().to_string();
-    let seconds = if quick() { "10" } else { "5" };
+    let seconds = if quick() { "30" } else { "5" };
     let watch = ["watch", &pid, "--audit", "--json", "--interval", "0.2", "--duration", seconds];
     let ran = memckpt(watch).args(&["--tracker", tracker.name()]).ok()?;
     let last = ran.stdout.lines().last().context("no line")?;

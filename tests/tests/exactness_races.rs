@@ -1,12 +1,12 @@
 //! Chains stay exact where what happens between two checkpoints leaves the layout looking as before, or is not over at a
 //! checkpoint.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use memckpt::kernel::maps;
 use memckpt_tests::features::Tracker;
+use memckpt_tests::gate::Gate;
 use memckpt_tests::{Scratch, Victim, is_root, memckpt, oracle, skip};
 
 const NEITHER: &str = "no dirty tracking";
@@ -75,43 +75,6 @@ fn what_takes_the_place_of_something_alike_is_new() -> Result<()> {
     })
 }
 
-/// A page of ours whose first access waits.
-struct Gate {
-    uffd: OwnedFd,
-    page: u64,
-}
-
-impl Gate {
-    fn new() -> Option<Self> {
-        const UFFDIO_API: u64 = 0xC018_AA3F;
-        const UFFDIO_REGISTER: u64 = 0xC020_AA00;
-        // SAFETY: a new descriptor and a new mapping; the structures are those of linux/userfaultfd.h.
-        unsafe {
-            let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) as i32;
-            if fd < 0 {
-                return None;
-            }
-            let uffd = OwnedFd::from_raw_fd(fd);
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            let page = libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, flags, -1, 0) as u64;
-            let api = libc::ioctl(fd, UFFDIO_API, [0xAAu64, 0, 0].as_mut_ptr());
-            let registered = libc::ioctl(fd, UFFDIO_REGISTER, [page, 4096, 1, 0].as_mut_ptr());
-            (api == 0 && registered == 0).then_some(Self { uffd, page })
-        }
-    }
-
-    /// Lets accesses go on, with a page full of `byte`.
-    fn open(&self, byte: u8) -> Result<()> {
-        const UFFDIO_COPY: u64 = 0xC028_AA03;
-        let page = [byte; 4096];
-        let mut copy = [self.page, page.as_ptr() as u64, 4096, 0, 0];
-        // SAFETY: fills our own registered page from `page`.
-        let result = unsafe { libc::ioctl(self.uffd.as_raw_fd(), UFFDIO_COPY, copy.as_mut_ptr()) };
-        ensure!(result == 0, "UFFDIO_COPY: {}", std::io::Error::last_os_error());
-        Ok(())
-    }
-}
-
 /// The writer pins its pages in the first epoch, the second checkpoint re-arms and copies them, then the data comes.
 #[test]
 fn a_foreign_write_in_flight_over_a_checkpoint_is_in_the_next() -> Result<()> {
@@ -124,19 +87,13 @@ fn a_foreign_write_in_flight_over_a_checkpoint_is_in_the_next() -> Result<()> {
         let chain = Chain::start(tracker, "holes")?;
         let pid = chain.victim.pid();
         let island = maps::read(pid)?.into_iter().rev().find(|v| {
-            v.inode == 0
+            v.is_anonymous()
                 && v.name.is_empty()
                 && v.range.len() == 2 << 20
                 && v.prot.contains(maps::Prot::WRITE)
         });
         let to = island.context("no island")?.range.start.get() + 0x5000;
-        let page = gate.page;
-        let writer = std::thread::spawn(move || {
-            let local = libc::iovec { iov_base: page as *mut _, iov_len: 4096 };
-            let remote = libc::iovec { iov_base: to as *mut _, iov_len: 4096 };
-            // SAFETY: reads our own mapped page; writes into the victim.
-            unsafe { libc::process_vm_writev(pid, &raw const local, 1, &raw const remote, 1, 0) }
-        });
+        let writer = gate.write_to(pid, to);
         // Well inside the call. Were it not, the test would prove less, and still pass.
         std::thread::sleep(Duration::from_millis(300));
         chain.checkpoint("pre-dump", 2, &[])?;

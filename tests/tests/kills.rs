@@ -16,10 +16,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use memckpt_tests::memory::Random;
+use memckpt_tests::outward::Outward;
+use memckpt_tests::peer::Peer;
+use memckpt_tests::program::Program;
+use memckpt_tests::strike::at_each_moment;
 use memckpt_tests::{Scratch, command, is_root, memckpt, quick, skip};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use victim::Victim;
+use victim::{Belongings, Victim};
 
 /// Workers of `crowd`: a busy loop always, since it wakes the others; sleeps; waits; a small alternate stack under
 /// signals; restartable sequences; a stack of 2 KiB; seccomp filters that allow all, and that deny shmat.
@@ -62,30 +66,122 @@ fn start(kind: &str, pid: i32, images: &std::path::Path, mark: &str) -> Result<C
     let mut run = Command::new(command::binary());
     run.args([kind, "-t", &pid.to_string(), "-D"]).arg(images);
     if kind == "dump" {
-        run.args(["--leave-running", "--track-mem"]);
+        run.args(["--leave-running", "--track-mem", "--tcp-established"]);
     }
     run.env(MARK, mark).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
     run.spawn().context("start memckpt")
 }
 
-/// Kills on `crowd`, `count` of them.
-fn kills(crowd: &str, count: usize, random: &mut Random) -> Result<()> {
+/// What is killed at, and must not notice.
+trait Target {
+    fn pid(&self) -> i32;
+    /// Everything in it gets on, and nothing is wrong.
+    fn progresses(&mut self) -> Result<()>;
+    /// It has what it had before, and nothing of ours.
+    fn is_untouched(&self) -> Result<()>;
+}
+
+/// One process with threads in all kinds of states.
+struct Crowd {
+    victim: Victim,
+    before: Belongings,
+}
+
+impl Crowd {
+    fn start(workers: &str) -> Result<Self> {
+        let victim = Victim::start(workers, 2)?;
+        let before = victim.belongings()?;
+        Ok(Self { victim, before })
+    }
+}
+
+impl Target for Crowd {
+    fn pid(&self) -> i32 {
+        self.victim.pid()
+    }
+
+    fn progresses(&mut self) -> Result<()> {
+        self.victim.progresses()
+    }
+
+    fn is_untouched(&self) -> Result<()> {
+        self.victim.has(&self.before)
+    }
+}
+
+/// A tree of processes with unix sockets between them and TCP connections to us.
+struct Connected {
+    program: Program,
+    peers: Vec<Peer>,
+    before: Vec<(i32, Outward)>,
+    _scratch: Scratch,
+}
+
+impl Connected {
+    fn start() -> Result<Self> {
+        let scratch = Scratch::new()?;
+        let output = scratch.path().join("output");
+        fs::write(&output, "")?;
+        let mut command = Command::new(memckpt_tests::victim::program("connected"));
+        command.arg(&output);
+        let program = Program::start(command, output)?;
+        let peers = (0..6).map(|n| Peer::connect(&program.output, n % 2 == 0)).collect::<Result<_>>()?;
+        let mut before = Vec::new();
+        for pid in memckpt::target::descendants(program.pid)? {
+            before.push((pid, Outward::of(pid)?));
+        }
+        ensure!(before.len() == 3, "{} processes", before.len());
+        Ok(Self { program, peers, before, _scratch: scratch })
+    }
+}
+
+impl Target for Connected {
+    fn pid(&self) -> i32 {
+        self.program.pid
+    }
+
+    fn progresses(&mut self) -> Result<()> {
+        self.program.wait_for(self.program.lines()? + 2)?;
+        for (n, peer) in self.peers.iter_mut().enumerate() {
+            peer.exchange(2000).with_context(|| format!("connection {n}"))?;
+        }
+        // On their way while the next one dies.
+        self.peers.iter_mut().take(2).try_for_each(|peer| peer.send(200_000))
+    }
+
+    fn is_untouched(&self) -> Result<()> {
+        for (pid, before) in &self.before {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            loop {
+                // Output files grow and processes sleep and run; all that is compared stays.
+                let now = Outward::of(*pid)?;
+                if now == *before {
+                    break;
+                }
+                ensure!(Instant::now() < deadline, "process {pid} was {before:#?}\nand is {now:#?}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Kills at `target`, `count` of them.
+fn kills(target: &mut impl Target, name: &str, count: usize, random: &mut Random) -> Result<()> {
     let scratch = Scratch::new()?;
-    let victim = Victim::start(crowd, 2)?;
-    let before = victim.belongings()?;
-    let mark = format!("{}-{crowd}", std::process::id());
+    let mark = format!("{}-{name}", std::process::id());
 
     // How long they take, undisturbed.
     let mut took = [Duration::ZERO; 2];
     for (index, kind) in ["pre-dump", "dump"].into_iter().enumerate() {
         let images = scratch.directory(&format!("whole-{kind}"))?;
         let begin = Instant::now();
-        let status = start(kind, victim.pid(), &images, &mark)?.wait()?;
+        let status = start(kind, target.pid(), &images, &mark)?.wait()?;
         took[index] = begin.elapsed();
-        ensure!(status.success(), "{kind} of crowd {crowd} fails undisturbed ({status})");
+        ensure!(status.success(), "{kind} of {name} fails undisturbed ({status})");
     }
-    stop_session(&victim, &mark);
-    victim.has(&before).context("after undisturbed checkpoints")?;
+    stop_sessions(target.pid(), &mark);
+    target.is_untouched().context("after undisturbed checkpoints")?;
 
     for round in 0..count {
         let (index, kind) = if round % 2 == 0 { (0, "pre-dump") } else { (1, "dump") };
@@ -95,7 +191,7 @@ fn kills(crowd: &str, count: usize, random: &mut Random) -> Result<()> {
         let images = scratch.directory(&format!("{round}"))?;
 
         let begin = Instant::now();
-        let mut child = start(kind, victim.pid(), &images, &mark)?;
+        let mut child = start(kind, target.pid(), &images, &mark)?;
         // A moment is what is wanted here: sleep most of the way, spin the rest.
         std::thread::sleep(delay.saturating_sub(Duration::from_micros(200)));
         while begin.elapsed() < delay {
@@ -110,11 +206,11 @@ fn kills(crowd: &str, count: usize, random: &mut Random) -> Result<()> {
             Whom::All => kill_all(&marked(&mark)),
         }
         child.wait()?;
-        let what = || format!("crowd {crowd}, round {round}: {kind}, {whom:?} killed after {delay:?}");
-        victim.progresses().with_context(what)?;
+        let what = || format!("{name}, round {round}: {kind}, {whom:?} killed after {delay:?}");
+        target.progresses().with_context(what)?;
         // A session that still lives keeps what it needs in the target; with it gone, nothing may remain.
-        stop_session(&victim, &mark);
-        victim.has(&before).with_context(what)?;
+        stop_sessions(target.pid(), &mark);
+        target.is_untouched().with_context(what)?;
         // A checkpoint is whole or visibly not.
         if images.join("inventory.img").exists() {
             memckpt(["show"]).arg(&images).ok().with_context(what)?;
@@ -123,21 +219,31 @@ fn kills(crowd: &str, count: usize, random: &mut Random) -> Result<()> {
     }
     // And the next one, after all those deaths, works.
     let images = scratch.directory("after")?;
-    let status = start("pre-dump", victim.pid(), &images, &mark)?.wait()?;
-    ensure!(status.success(), "no checkpoint of crowd {crowd} can be taken any more ({status})");
-    stop_session(&victim, &mark);
-    victim.has(&before)?;
-    victim.finish()
+    let status = start("pre-dump", target.pid(), &images, &mark)?.wait()?;
+    ensure!(status.success(), "no checkpoint of {name} can be taken any more ({status})");
+    stop_sessions(target.pid(), &mark);
+    target.is_untouched()
 }
 
-/// Ends the session if one lives: by its command, and where that cannot be, by force.
-fn stop_session(victim: &Victim, mark: &str) {
-    let _ = memckpt(["watch", &victim.pid().to_string(), "--stop"]).run();
+/// Ends the sessions that live: by their command, and where that cannot be, by force.
+fn stop_sessions(root: i32, mark: &str) {
+    for pid in memckpt::target::descendants(root).unwrap_or_default() {
+        let _ = memckpt(["watch", &pid.to_string(), "--stop"]).run();
+    }
     let deadline = Instant::now() + Duration::from_secs(5);
     while !marked(mark).is_empty() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(2));
     }
     kill_all(&marked(mark));
+}
+
+/// How many kills there are to be of each of `kinds` things, and where.
+fn asked(kinds: usize, what: &str) -> Result<(usize, Random)> {
+    let asked = std::env::var("MEMCKPT_KILLS").ok().and_then(|count| count.parse::<usize>().ok());
+    let count = asked.unwrap_or(if quick() { 7 } else { 28 }).div_ceil(kinds);
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_nanos();
+    eprintln!("{count} kills of each of {what}, seed {seed}");
+    Ok((count, Random(u64::from(seed))))
 }
 
 /// All of `crowds`, sharing the number of kills.
@@ -146,13 +252,11 @@ fn test(name: &str, crowds: &[&str]) -> Result<()> {
         skip(name, "not root");
         return Ok(());
     }
-    let asked = std::env::var("MEMCKPT_KILLS").ok().and_then(|count| count.parse::<usize>().ok());
-    let count = asked.unwrap_or(if quick() { 7 } else { 28 }).div_ceil(crowds.len());
-    let seed = SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_nanos();
-    eprintln!("{count} kills of each of {crowds:?}, seed {seed}");
-    let mut random = Random(u64::from(seed));
-    for crowd in crowds {
-        kills(crowd, count, &mut random)?;
+    let (count, mut random) = asked(crowds.len(), &format!("{crowds:?}"))?;
+    for workers in crowds {
+        let mut crowd = Crowd::start(workers)?;
+        kills(&mut crowd, &format!("crowd {workers}"), count, &mut random)?;
+        crowd.victim.finish()?;
     }
     Ok(())
 }
@@ -165,4 +269,41 @@ fn a_target_survives_our_deaths() -> Result<()> {
 #[test]
 fn a_filtered_target_survives_our_deaths() -> Result<()> {
     test("a_filtered_target_survives_our_deaths", &FILTERED)
+}
+
+#[test]
+fn a_tree_with_connections_survives_our_deaths() -> Result<()> {
+    const NAME: &str = "a_tree_with_connections_survives_our_deaths";
+    if !is_root() {
+        skip(NAME, "not root");
+        return Ok(());
+    }
+    let (count, mut random) = asked(1, "a tree")?;
+    kills(&mut Connected::start()?, "a tree with connections", count, &mut random)
+}
+
+/// Looking at messages sets SO_PEEK_OFF: killed at any such moment, we leave it as it was.
+#[test]
+fn killed_while_messages_are_looked_at() -> Result<()> {
+    /// include/uapi/asm-generic/socket.h
+    const SO_PEEK_OFF: u64 = 42;
+    let scratch = Scratch::new()?;
+    let output = scratch.path().join("output");
+    let mut command = Command::new(memckpt_tests::victim::program("descriptors"));
+    command.arg(&output).arg(scratch.path());
+    let program = Program::start(command, output)?;
+    let pid = program.pid.to_string();
+    let dump = |moment: u64| {
+        let images = scratch.directory(&moment.to_string())?;
+        Ok(memckpt(["dump", "--leave-running", "--file-locks", "-t", &pid, "-D"]).arg(images))
+    };
+    let sets_it = |regs: &libc::user_regs_struct| {
+        regs.orig_rax == libc::SYS_setsockopt as u64
+            && (regs.rsi, regs.rdx) == (libc::SOL_SOCKET as u64, SO_PEEK_OFF)
+    };
+    // The victim looks whether it is set, and that all messages are there.
+    let moments = at_each_moment(dump, sets_it, || program.wait_for(program.lines()? + 3))?;
+    // Three sockets, each time before and after.
+    ensure!(moments >= 4, "only {moments} moments");
+    Ok(())
 }

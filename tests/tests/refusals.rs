@@ -272,12 +272,19 @@ fn parent_is_missing() -> Result<()> {
 }
 
 #[test]
-fn dump_that_would_end_the_target() -> Result<()> {
+fn dump_that_would_end_what_cannot_be_brought_back() -> Result<()> {
     let scratch = Scratch::new()?;
-    let mut victim = plain(&scratch)?;
-    let images = scratch.directory("images")?;
-    memckpt(["dump", "-t", &victim.pid().to_string(), "-D"]).arg(&images).refused(&["--leave-running"])?;
-    victim.ask("sum")?;
+    let (one, two) = (scratch.directory("1")?, scratch.directory("2")?);
+    let Some(mut strict) = odd("dump_that_would_end_what_cannot_be_brought_back", "strict")? else {
+        return Ok(());
+    };
+    let dump = |pid: i32| memckpt(["dump", "-t", &pid.to_string(), "-D"]);
+    dump(strict.pid()).arg(&one).refused(&["cannot be asked", "seccomp", "--leave-running"])?;
+    ensure!(strict.is_alive()?, "the victim was harmed");
+    let mut victim = Victim::start("layout", [scratch.path()])?;
+    ensure!(victim.ask("shmat")? == "ok");
+    dump(victim.pid()).arg(&two).refused(&["System V", "--leave-running"])?;
+    ensure!(victim.ask("shmdt")? == "ok");
     Ok(())
 }
 
@@ -334,6 +341,33 @@ fn no_space() -> Result<()> {
     Ok(())
 }
 
+/// Whichever image cannot be written, a dump that would have ended the target leaves it alive.
+#[test]
+fn no_space_for_a_dump_that_ends_the_target() -> Result<()> {
+    /// A full dump of one process has some twenty images.
+    const MOST: u32 = 100;
+    let scratch = Scratch::new()?;
+    let mut victim = Victim::start("memory", ["heap".as_ref(), scratch.path().as_os_str()])?;
+    let sum = victim.ask("sum")?;
+    for files in 4..MOST {
+        // The directory is a file, too.
+        let options = format!("nr_inodes={files},mode=755");
+        let test = "no_space_for_a_dump_that_ends_the_target";
+        let Some(mount) = Mount::tmpfs(test, &scratch, &options)? else { return Ok(()) };
+        let ran = memckpt(["dump", "-t", &victim.pid().to_string(), "-D"]).arg(&mount.path).run()?;
+        if ran.code == Some(0) {
+            ensure!(files > 10, "succeeded with {files} files");
+            ensure!(!victim.is_alive()?, "the victim was to be ended");
+            return Ok(());
+        }
+        let said = ran.stderr.to_lowercase();
+        ensure!(said.contains("no space left on device"), "with {files} files ({:?}):\n{said}", ran.code);
+        ensure!(!mount.path.join("inventory.img").exists(), "the torn checkpoint has an inventory");
+        ensure!(victim.is_alive()? && victim.ask("sum")? == sum, "the victim was harmed with {files} files");
+    }
+    anyhow::bail!("no dump succeeded")
+}
+
 /// The names, sizes and modification times in a directory.
 fn contents(directory: &Path) -> Result<Vec<(PathBuf, u64, std::time::SystemTime)>> {
     let mut files = Vec::new();
@@ -368,5 +402,6 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.path).status();
+        let _ = std::fs::remove_dir(&self.path);
     }
 }

@@ -2,7 +2,6 @@
 
 use anyhow::{Result, ensure};
 use memckpt_tests::{Scratch, Victim, memckpt, oracle};
-use nix::sys::signal::Signal;
 
 /// Dumps `victim` in the default mode, compares, and lets it run on; memckpt names `reason`.
 fn taken_by_reading(victim: &mut Victim, reason: &str) -> Result<()> {
@@ -17,7 +16,7 @@ fn taken_by_reading(victim: &mut Victim, reason: &str) -> Result<()> {
     victim.wait_stopped()?;
     let compared = oracle::compare(&images, victim.pid())?;
     ensure!(compared.compared > 10, "hardly anything was compared: {compared:?}");
-    victim.signal(Signal::SIGCONT)?;
+    victim.go_on()?;
     ensure!(victim.is_alive()?, "the victim is dead");
     Ok(())
 }

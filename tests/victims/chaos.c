@@ -1,21 +1,33 @@
-/* Everything at once, from a seed: `chaos SEED SCRATCH_DIRECTORY` runs threads that change their memory in every way
+/* Everything at once, from a seed: `chaos SEED SCRATCH_DIRECTORY [SHADOWED_PAGES]` runs threads that change their memory in every way
  * they know, and a sibling process that writes into it. Prints `ready`; then answers a line to each command on stdin:
- *   pause   the sibling stops writing (the threads go on: a stop of the process stops them)
- *   go      it goes on
+ *   pause   the sibling stops writing and asynchronous I/O ends (the threads go on: a stop of the process stops them)
+ *   go      both go on
+ *   poke    the sibling attaches by ptrace, writes a few words, and detaches
+ *   aio, ring (unused and not mapped), uring, registered (buffers), userfaultfd: begin to use it; `cannot REASON`
+ *           where the kernel will not
+ *   calm    use none of these any more
  *   count   how many steps were made
- * No thread touches another's memory; what each page must hold is what it holds when the process stands still. */
+ * No thread touches another's memory; what each page must hold is what it holds when the process stands still. One
+ * thread keeps a shadow copy: how often it wrote each of its pages, from which it knows every word, and checks them all. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/aio_abi.h>
+#include <linux/io_uring.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -30,9 +42,10 @@
 #define MADV_PAGEOUT 21
 #endif
 
-enum { PAGE = 4096, HUGE_SIZE = 2 << 20, REGIONS = 48, SIBLING_PAGES = 2048 };
+enum { PAGE = 4096, HUGE_SIZE = 2 << 20, REGIONS = 48, SIBLING_PAGES = 2048, ALIKE = 512 };
 
-struct control { atomic_int pause, paused; atomic_ulong steps; };
+enum { CALM, AIO, RING, URING, REGISTERED, USERFAULTFD };
+struct control { atomic_int pause, paused, poke, poked, want, using, failed, quiet; atomic_ulong steps; };
 static struct control *control;
 static const char *scratch;
 static char *sibling_memory;
@@ -293,15 +306,211 @@ static void *stack_thread(void *seed) {
     }
 }
 
-/* Another process writes into this one. */
+/* What word `word` of page `page` is after `version` writes to it: 0 before the first. */
+static uint64_t shadowed(size_t page, uint32_t version, size_t word) {
+    return version ? (page << 40 ^ (uint64_t)version << 16 ^ word) * 0x9e3779b97f4a7c15ULL : 0;
+}
+
+/* A shadow copy: every word of every page is known, and checked. */
+static size_t shadow_pages = 16384;
+static void *shadow_thread(void *seed) {
+    enum { WORDS = 4, STRIDE = PAGE / 8 / WORDS };
+    uint32_t *versions = map(shadow_pages * sizeof *versions, ANON, -1);
+    uint64_t *p = map(shadow_pages * PAGE, ANON, -1);
+    random_state = (uintptr_t)seed;
+    for (size_t page = 0; page < shadow_pages; page += 2) {
+        versions[page] = 1;
+        for (size_t w = 0; w < WORDS; w++) p[page * 512 + w * STRIDE] = shadowed(page, 1, w);
+    }
+    for (;; step()) {
+        size_t base = rnd() % shadow_pages;
+        for (size_t i = 0; i < shadow_pages / 256; i++) {
+            /* Neighbours and strangers. */
+            size_t page = rnd() % 4 ? (base + i) % shadow_pages : rnd() % shadow_pages;
+            uint32_t version = ++versions[page];
+            for (size_t w = 0; w < WORDS; w++) p[page * 512 + w * STRIDE] = shadowed(page, version, w);
+        }
+        usleep(1000);
+        if (rnd() % 256) continue;
+        for (size_t page = 0; page < shadow_pages; page++)
+            for (size_t w = 0; w < WORDS; w++)
+                if (versions[page] && p[page * 512 + w * STRIDE] != shadowed(page, versions[page], w)) {
+                    printf("error page %zu at %p is not what was written\n", page, (void *)(p + page * 512));
+                    _exit(1);
+                }
+    }
+}
+
+/* Pages that are alike, for KSM to merge, and no longer are. */
+static void *alike_thread(void *seed) {
+    char *p = map((size_t)ALIKE * PAGE, ANON, -1);
+    random_state = (uintptr_t)seed;
+    madvise(p, (size_t)ALIKE * PAGE, MADV_MERGEABLE); /* EINVAL without KSM */
+    for (;; step()) {
+        memset(p + rnd() % ALIKE * PAGE, (int)(rnd() % 3), PAGE);
+        usleep(2000);
+    }
+}
+
+/* I/O that lands when it likes, in the one way that is asked for; 0 when that cannot be had. */
+enum { IN_FLIGHT = 8, BLOCK = 16, RINGS = 2 * PAGE };
+struct async {
+    char *buffer;
+    int file;
+    aio_context_t aio;
+    int ring;
+    char *rings; /* submissions and completions in one mapping, as since Linux 5.4 */
+    struct io_uring_sqe *entries;
+    struct io_uring_params params;
+    int uffd;
+    int pending;
+};
+
+static int begin(struct async *a, int how) {
+    if (how == AIO) return syscall(SYS_io_setup, IN_FLIGHT, &a->aio) == 0;
+    if (how == USERFAULTFD) {
+        struct uffdio_api api = {.api = UFFD_API};
+        a->uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | 1 /* UFFD_USER_MODE_ONLY */);
+        return a->uffd >= 0 && ioctl(a->uffd, UFFDIO_API, &api) == 0;
+    }
+    memset(&a->params, 0, sizeof a->params);
+    a->ring = (int)syscall(SYS_io_uring_setup, IN_FLIGHT, &a->params);
+    if (a->ring < 0) return 0;
+    a->rings = NULL;
+    if (how == RING) return 1;
+    a->rings = mmap(NULL, RINGS, PROT_READ | PROT_WRITE, MAP_SHARED, a->ring, IORING_OFF_SQ_RING);
+    a->entries = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, a->ring, (off_t)IORING_OFF_SQES);
+    if (a->rings == MAP_FAILED || a->entries == MAP_FAILED) return 0;
+    if (how == REGISTERED) {
+        struct iovec vec = {a->buffer, (size_t)IN_FLIGHT * BLOCK * PAGE};
+        if (syscall(SYS_io_uring_register, a->ring, 0 /* IORING_REGISTER_BUFFERS */, &vec, 1)) return 0;
+    }
+    return 1;
+}
+
+static void end(struct async *a, int how) {
+    if (how == AIO) syscall(SYS_io_destroy, a->aio);
+    if (how == USERFAULTFD) close(a->uffd);
+    if (how == RING || how == URING || how == REGISTERED) close(a->ring);
+    if (how == URING || how == REGISTERED) {
+        munmap(a->rings, RINGS);
+        munmap(a->entries, PAGE);
+    }
+    a->aio = 0;
+}
+
+static atomic_uint *word(struct async *a, unsigned offset) {
+    return (atomic_uint *)(a->rings + offset);
+}
+
+/* Reads by io_uring, into registered buffers or others. */
+static void submit_to_ring(struct async *a, int how) {
+    unsigned tail = atomic_load(word(a, a->params.sq_off.tail)), mask = *word(a, a->params.sq_off.ring_mask);
+    for (unsigned i = 0; i < IN_FLIGHT; i++) {
+        struct io_uring_sqe *entry = &a->entries[(tail + i) & mask];
+        memset(entry, 0, sizeof *entry);
+        entry->opcode = how == REGISTERED ? IORING_OP_READ_FIXED : IORING_OP_READ;
+        entry->fd = a->file;
+        entry->addr = (uintptr_t)(a->buffer + (size_t)i * BLOCK * PAGE);
+        entry->len = BLOCK * PAGE;
+        entry->off = rnd() % 48 * PAGE;
+        *word(a, a->params.sq_off.array + 4 * ((tail + i) & mask)) = (tail + i) & mask;
+    }
+    atomic_store(word(a, a->params.sq_off.tail), tail + IN_FLIGHT);
+    int submitted = (int)syscall(SYS_io_uring_enter, a->ring, IN_FLIGHT, 0, 0, NULL, 0);
+    if (submitted > 0) a->pending = submitted;
+}
+
+static void collect_from_ring(struct async *a) {
+    while (a->pending > 0) {
+        syscall(SYS_io_uring_enter, a->ring, 0, 1, IORING_ENTER_GETEVENTS, NULL, 0);
+        unsigned head = *word(a, a->params.cq_off.head), tail = atomic_load(word(a, a->params.cq_off.tail));
+        a->pending -= (int)(tail - head);
+        atomic_store(word(a, a->params.cq_off.head), tail);
+    }
+}
+
+/* Reads by AIO, some of which are under way at any time. */
+static void submit(struct async *a) {
+    struct iocb control[IN_FLIGHT], *list[IN_FLIGHT];
+    memset(control, 0, sizeof control);
+    for (int i = 0; i < IN_FLIGHT; i++) {
+        control[i].aio_fildes = (uint32_t)a->file;
+        control[i].aio_lio_opcode = IOCB_CMD_PREAD;
+        control[i].aio_buf = (uintptr_t)(a->buffer + (size_t)i * BLOCK * PAGE);
+        control[i].aio_nbytes = BLOCK * PAGE;
+        control[i].aio_offset = (int64_t)(rnd() % 48) * PAGE;
+        list[i] = &control[i];
+    }
+    int submitted = (int)syscall(SYS_io_submit, a->aio, IN_FLIGHT, list);
+    if (submitted > 0) a->pending = submitted;
+}
+
+static void collect(struct async *a) {
+    struct io_event events[IN_FLIGHT];
+    while (a->pending > 0) {
+        int n = (int)syscall(SYS_io_getevents, a->aio, 1, IN_FLIGHT, events, NULL);
+        if (n < 0 && errno != EINTR) die("io_getevents");
+        if (n > 0) a->pending -= n;
+    }
+}
+
+static void *async_thread(void *seed) {
+    struct async a = {0};
+    int how = CALM;
+    char path[512];
+    random_state = (uintptr_t)seed;
+    a.buffer = map((size_t)IN_FLIGHT * BLOCK * PAGE, ANON, -1);
+    snprintf(path, sizeof path, "%s/async", scratch);
+    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
+    for (int i = 0; i < 64; i++) {
+        for (int w = 0; w < PAGE; w++) a.buffer[w] = (char)rnd();
+        if (fd < 0 || write(fd, a.buffer, PAGE) != PAGE) die("write async");
+    }
+    a.file = open(path, O_RDONLY | O_DIRECT);
+    if (a.file < 0) a.file = fd;
+    for (;; step()) {
+        int want = atomic_load(&control->want);
+        if (want != how) {
+            end(&a, how);
+            how = want;
+            if (how != CALM && !begin(&a, how)) {
+                atomic_store(&control->failed, errno);
+                how = CALM;
+                atomic_store(&control->want, CALM);
+            }
+            atomic_store(&control->using, how);
+        }
+        int pause = atomic_load(&control->pause);
+        int rings = how == URING || how == REGISTERED;
+        if (how == AIO && !pause) submit(&a);
+        if (rings && !pause) submit_to_ring(&a, how);
+        usleep(how == AIO || rings ? 50 : 1000);
+        if (how == AIO) collect(&a);
+        if (rings) collect_from_ring(&a);
+        atomic_store(&control->quiet, pause);
+    }
+}
+
+/* Another process, outside of the tree that is checkpointed, writes into this one. */
 static void sibling(pid_t target, uint64_t seed) {
     char path[64];
     random_state = seed;
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
     snprintf(path, sizeof path, "/proc/%d/mem", (int)target);
     int mem = open(path, O_WRONLY);
     for (;;) {
+        if (atomic_load(&control->poke) != atomic_load(&control->poked)) {
+            int status;
+            if (ptrace(PTRACE_ATTACH, target, 0, 0) || waitpid(target, &status, __WALL) != target) die("attach");
+            for (int i = 0; i < 16; i++) {
+                char *word = sibling_memory + rnd() % SIBLING_PAGES * PAGE + rnd() % 512 * 8;
+                if (ptrace(PTRACE_POKEDATA, target, word, rnd())) die("poke");
+            }
+            if (ptrace(PTRACE_DETACH, target, 0, 0)) die("detach");
+            atomic_store(&control->poked, atomic_load(&control->poke));
+        }
         atomic_store(&control->paused, atomic_load(&control->pause));
+        if (kill(target, 0)) _exit(0);
         if (atomic_load(&control->paused)) {
             usleep(1000);
             continue;
@@ -319,21 +528,35 @@ static void sibling(pid_t target, uint64_t seed) {
     }
 }
 
+static int use(const char *line) {
+    static const char *ways[] = {"calm", "aio", "ring", "uring", "registered", "userfaultfd"};
+    for (int how = CALM; how <= USERFAULTFD; how++)
+        if (!strncmp(line, ways[how], strlen(ways[how])) && line[strlen(ways[how])] == '\n') return how;
+    return -1;
+}
+
 int main(int argc, char **argv) {
     static char in[4096], out[4096];
     /* No malloc: the heap belongs to one thread. */
     setvbuf(stdin, in, _IOFBF, sizeof in);
     setvbuf(stdout, out, _IOLBF, sizeof out);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (argc != 3) return 2;
+    if (argc < 3) return 2;
+    if (argc > 3) shadow_pages = strtoul(argv[3], NULL, 0);
     uint64_t seed = strtoull(argv[1], NULL, 0);
     scratch = argv[2];
     control = map(PAGE, MAP_SHARED | MAP_ANONYMOUS, -1);
     sibling_memory = map(SIBLING_PAGES * PAGE, ANON, -1);
     memset(sibling_memory, 1, SIBLING_PAGES * PAGE / 2);
     pid_t self = getpid();
-    if (!fork()) sibling(self, seed);
-    void *(*threads[])(void *) = {layout_thread, layout_thread, kernel_thread, file_thread, fork_thread, stack_thread};
+    pid_t parent = fork(); /* of the sibling, which becomes init's child */
+    if (parent == 0) {
+        if (!fork()) sibling(self, seed);
+        _exit(0);
+    }
+    waitpid(parent, NULL, 0);
+    void *(*threads[])(void *) = {layout_thread, layout_thread, kernel_thread, file_thread, fork_thread, stack_thread,
+                                  shadow_thread, alike_thread, async_thread};
     for (size_t i = 0; i < sizeof threads / sizeof *threads; i++) {
         pthread_t thread;
         if (pthread_create(&thread, NULL, threads[i], (void *)(uintptr_t)(seed * 31 + i))) die("pthread_create");
@@ -344,8 +567,19 @@ int main(int argc, char **argv) {
         if (!strncmp(line, "pause", 5) || !strncmp(line, "go", 2)) {
             int pause = line[0] == 'p';
             atomic_store(&control->pause, pause);
-            while (atomic_load(&control->paused) != pause) usleep(200);
+            while (atomic_load(&control->paused) != pause || atomic_load(&control->quiet) != pause) usleep(200);
             printf("ok\n");
+        } else if (!strncmp(line, "poke", 4)) {
+            atomic_fetch_add(&control->poke, 1);
+            while (atomic_load(&control->poked) != atomic_load(&control->poke)) usleep(200);
+            printf("ok\n");
+        } else if (use(line) >= 0) {
+            int how = use(line);
+            atomic_store(&control->failed, 0);
+            atomic_store(&control->want, how);
+            while (atomic_load(&control->using) != how && !atomic_load(&control->failed)) usleep(200);
+            int failed = atomic_load(&control->failed);
+            printf("%s%s\n", failed ? "cannot " : "ok", failed ? strerror(failed) : "");
         } else if (!strncmp(line, "count", 5)) {
             printf("%lu\n", atomic_load(&control->steps));
         } else {

@@ -187,6 +187,12 @@ static void setup_vmas(void) {
 }
 
 /* Memory that others may change: seen by two mappings of which one is read-only, by a child, and by write(2). */
+/* The id of the next segment is 0, if that is free: so is its inode number, as that of the first segment of every boot. */
+static void first_segment(void) {
+    int next = open("/proc/sys/kernel/shm_next_id", O_WRONLY);
+    if (next >= 0 && write(next, "0", 1) == 1) close(next);
+}
+
 static void setup_shared(void) {
     size_t pages = 512, size = pages * PAGE;
     int prot = PROT_READ | PROT_WRITE;
@@ -201,6 +207,7 @@ static void setup_shared(void) {
     r = add(memfd, pages, 1, 1, 0);
     fill(&regions[r], 30);
     if (mmap(NULL, size, PROT_READ, MAP_SHARED, shared_memfd, 0) == MAP_FAILED) die("mmap memfd again");
+    first_segment();
     int id = shmget(IPC_PRIVATE, size, IPC_CREAT | 0600);
     char *segment = id < 0 ? (char *)-1 : shmat(id, NULL, 0);
     if (segment == (char *)-1) die("shmat");

@@ -134,7 +134,16 @@ int main(int argc, char **argv) {
     else if (strcmp(argv[1], "mappings") == 0) map_to_the_limit();
     else if (strcmp(argv[1], "plain") == 0) ;
     else if (strcmp(argv[1], "aio") == 0) set_up_aio();
-    else if (strcmp(argv[1], "io-uring") == 0) { struct io_uring_params params = {0}; ring(&params); }
+    else if (strcmp(argv[1], "io-uring") == 0) {
+        struct io_uring_params params = {0};
+        int fd = ring(&params);
+        printf("ready\n");
+        wait_line();
+        close(fd);
+        printf("closed\n");
+        wait_line();
+        return 0;
+    }
     else if (strcmp(argv[1], "no-shmat") == 0) filter(SYS_shmat, SECCOMP_RET_ERRNO | EPERM);
     else if (strcmp(argv[1], "deadly-munmap") == 0) filter(SYS_munmap, SECCOMP_RET_KILL_PROCESS);
     else if (strcmp(argv[1], "strict") == 0) {

@@ -37,6 +37,7 @@ pub(crate) const TEST: &[Tool] = &[
     tool("redis-server", "redis-server"),
     tool("redis-benchmark", "redis-tools"),
     tool("mount", "mount"),
+    tool("/usr/bin/python3", "python3"),
 ];
 
 /// Installs the packages of those `tools` that are missing.

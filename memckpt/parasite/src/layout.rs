@@ -17,13 +17,29 @@ pub const STACK_TOP: usize = 0xa000;
 pub const IOVECS: usize = 0xa000;
 /// How many there can be.
 pub const IOVEC_MAX: usize = 4096;
+/// The [`Call`]s of a batch; in the place of the iovecs, as the two are never in use at once.
+pub const CALLS: usize = IOVECS;
+/// How many there can be.
+pub const CALL_MAX: usize = 256;
+/// What the calls read and write.
+pub const DATA: usize = CALLS + CALL_MAX * size_of::<Call>();
+/// Room for it.
+pub const DATA_LEN: usize = UNDO - DATA;
+/// The [`Call`]s that undo what others have set: made before anything is closed, by whoever ends the parasite's work.
+pub const UNDO: usize = IOVECS + IOVEC_MAX * size_of::<IoVec>();
+/// How many there can be.
+pub const UNDO_MAX: usize = 240;
+/// What they read.
+pub const UNDO_DATA: usize = UNDO + UNDO_MAX * size_of::<Call>();
+/// Room for it.
+pub const UNDO_DATA_LEN: usize = 0x400;
 /// Length of the whole segment.
-pub const SEGMENT_LEN: usize = IOVECS + IOVEC_MAX * size_of::<IoVec>();
+pub const SEGMENT_LEN: usize = UNDO_DATA + UNDO_DATA_LEN;
 /// Most pipes that can be in use.
 pub const PIPE_MAX: usize = 16;
 
 /// First word of [`Parameters`]: a segment of this version of the layout ("memckpt" and a number).
-pub const MAGIC: u64 = u64::from_le_bytes(*b"memckpt1");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"memckpt3");
 
 /// [`Parameters::state`] once the parasite listens.
 pub const STATE_READY: u32 = 1;
@@ -42,6 +58,17 @@ pub mod op {
     pub const UNMAP: u32 = 5;
     /// Close every descriptor and build the frame home, then go on listening.
     pub const HOME: u32 = 6;
+    /// Make the first `call_count` system calls of the list.
+    pub const CALLS: u32 = 7;
+}
+
+/// A system call to make, and what it returned.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Call {
+    pub number: u64,
+    pub args: [u64; 6],
+    pub result: i64,
 }
 
 /// struct iovec.
@@ -145,13 +172,16 @@ pub struct Parameters {
     pub userfaultfd: i32,
     /// Set once a later memckpt has put the thread back that was left in here: nothing runs in the segment any more.
     pub adopted: u32,
-    pub reserved: u32,
+    pub call_count: u32,
+    pub undo_count: u32,
+    pub padding_undo: u32,
     pub pipes: [Pipe; PIPE_MAX],
 }
 
 const _: () = assert!(PARAMETERS + size_of::<Parameters>() <= XSAVE);
 const _: () = assert!(XSAVE.is_multiple_of(64) && XSAVE + XSAVE_LEN + 0x4000 <= STACK_TOP);
 const _: () = assert!(SEGMENT_LEN.is_multiple_of(4096) && STACK_TOP <= IOVECS);
+const _: () = assert!(size_of::<Call>() == 64 && DATA.is_multiple_of(64) && DATA_LEN >= 0x4000);
 const _: () = assert!(size_of::<IoVec>() == 16 && size_of::<Pipe>() == 32 && size_of::<Registers>() == 216);
 const _: () = assert!(offset_of!(Parameters, lock) == 24 && offset_of!(Parameters, robust_node) == 40);
 const _: () = assert!(offset_of!(Parameters, registers) == 128);

@@ -14,7 +14,7 @@ mod system;
 
 use core::sync::atomic::Ordering::{Acquire, Release};
 
-use layout::{IOVECS, IoVec, PARAMETERS, PIPE_MAX, Parameters, STATE_READY, op};
+use layout::{CALL_MAX, CALLS, Call, IOVECS, IoVec, PARAMETERS, PIPE_MAX, Parameters, STATE_READY, UNDO, UNDO_MAX, op};
 use system::{
     EINVAL, FUTEX_WAIT, FUTEX_WAKE, O_CLOEXEC, SPLICE_F_NONBLOCK, UFFD_USER_MODE_ONLY, block_signals, nr, syscall,
 };
@@ -52,7 +52,7 @@ extern "C" fn parasite_main(base: *mut u8) -> ! {
             done = command;
             announce(p, done);
         }
-        close_all(p);
+        close_all(base, p);
         home::build_frame(base, p, false);
         home::leave(p)
     }
@@ -80,17 +80,31 @@ unsafe fn run(base: *mut u8, p: *mut Parameters, operation: u32) -> i64 {
                 fd
             }
             op::CLOSE => {
-                close_all(p);
+                close_all(base, p);
                 0
             }
             op::UNMAP => syscall(nr::MUNMAP, [(*p).unmap.base, (*p).unmap.len, 0, 0, 0, 0]),
             op::HOME => {
-                close_all(p);
+                close_all(base, p);
                 home::build_frame(base, p, true);
                 0
             }
+            op::CALLS => make_calls(base.add(CALLS).cast(), (*p).call_count as usize, CALL_MAX),
             _ => -EINVAL,
         }
+    }
+}
+
+unsafe fn make_calls(list: *mut Call, count: usize, most: usize) -> i64 {
+    // SAFETY: as in `parasite_main`; the index stays below the list's length. What the calls do is memckpt's business.
+    unsafe {
+        let mut at = 0;
+        while at < count && at < most {
+            let call = list.add(at);
+            (*call).result = syscall((*call).number, (*call).args);
+            at += 1;
+        }
+        at as i64
     }
 }
 
@@ -133,9 +147,11 @@ unsafe fn splice(base: *mut u8, p: *mut Parameters) -> i64 {
     }
 }
 
-unsafe fn close_all(p: *mut Parameters) {
+unsafe fn close_all(base: *mut u8, p: *mut Parameters) {
     // SAFETY: as in `parasite_main`; `slot` is in bounds.
     unsafe {
+        make_calls(base.add(UNDO).cast(), (*p).undo_count as usize, UNDO_MAX);
+        (*p).undo_count = 0;
         let mut at = 0;
         while at < PIPE_MAX {
             let slot = (&raw mut (*p).pipes).cast::<layout::Pipe>().add(at);

@@ -171,6 +171,16 @@ fn family_lines(family: &Family, width: usize) -> String {
                 text.push_str(&format!("{indent}  {}: {}\n", refusal.hook, refusal.reason));
             }
         }
+        for fact in &hook.gives {
+            let worth = match report.withdrawn.get(fact) {
+                Some(why) => format!("not believed: {why}"),
+                None => format!("spares {}", fact.spares()),
+            };
+            text.push_str(&format!("{indent}  tells {fact}; {worth}\n"));
+        }
+    }
+    if let HintMode::Incomplete { .. } = report.hint_mode() {
+        text.push_str(&format!("{indent}hints are {}: every page's state is read\n", report.hint_mode()));
     }
     text
 }
@@ -191,6 +201,7 @@ fn word(value: &impl Serialize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use memckpt::tracker::agent::{Fact, HookState, Refusal};
 
     fn feature(name: FeatureName, reason: Option<&str>) -> Feature {
         Feature {
@@ -221,6 +232,39 @@ mod tests {
         assert!(text.contains("  yes  uffd-wp-async  this\n"), "{text}");
         assert!(text.contains("  no   all            no BPF\n"), "{text}");
         assert!(text.contains("tracker uffd-wp; no hints"), "{text}");
+    }
+
+    #[test]
+    fn each_hook_says_what_it_tells_and_what_that_spares() {
+        let hook = |purpose: &str, attached: &[&str], gives: &[Fact], refused: &[(&str, &str)]| HookState {
+            purpose: purpose.to_owned(),
+            attached: attached.iter().map(|s| (*s).to_owned()).collect(),
+            gives: gives.to_vec(),
+            family: None,
+            refused: refused
+                .iter()
+                .map(|(hook, reason)| Refusal { hook: (*hook).to_owned(), reason: (*reason).to_owned() })
+                .collect(),
+        };
+        let report = HookReport {
+            hooks: vec![
+                hook("faults", &["fexit/handle_mm_fault"], &[Fact::OwnFaults, Fact::RemoteFaults], &[]),
+                hook("huge-page collapses", &[], &[], &[("fexit/collapse_huge_page", "no such function")]),
+            ],
+            facts: [Fact::OwnFaults].into(),
+            withdrawn: [(Fact::RemoteFaults, "self-test: no mark".to_owned())].into(),
+        };
+        let family = Family { name: HookChoice::Fentry, error: None, report: Some(report) };
+        let expected = "  yes  fentry  hints are incomplete
+               faults: fexit/handle_mm_fault
+                 tells own faults; spares reading chunks in which the target did not fault
+                 tells faults by others; not believed: self-test: no mark
+               huge-page collapses: not hooked
+                 fexit/collapse_huge_page: no such function
+               hints are incomplete (not seen: faults by others, dropped pages, huge-page collapses, layout calls, \
+VMA generation, end of the address space, count of missed hook runs): every page's state is read
+";
+        assert_eq!(family_lines(&family, 6), expected);
     }
 
     #[test]

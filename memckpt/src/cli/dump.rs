@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
-use memckpt::dump::{self, Afterwards, Kind, PageMode, Request};
+use memckpt::dump::{self, Afterwards, CriuVersion, FileOptions, Kind, PageMode, Request};
+use memckpt::kernel::descriptor;
 use memckpt::tracker::dirty::TrackerKind;
 
 use super::report;
@@ -56,6 +58,16 @@ struct CommonArgs {
     /// narrowed scan against a full one, inherited pages against the chain. If anything is wrong, no checkpoint is taken
     #[arg(long)]
     audit: bool,
+    /// All processes of this cgroup, and of those below it, must be in the checkpoint. memckpt stops them itself and does
+    /// not use the freezer, so that nothing stays frozen whatever becomes of memckpt
+    #[arg(long, value_name = "DIR")]
+    freeze_cgroup: Option<PathBuf>,
+    /// Write a zero byte to this descriptor once the target has been let go
+    #[arg(long, value_name = "FD")]
+    status_fd: Option<i32>,
+    /// Write the process's PID to FILE once the checkpoint is whole; relative to the work directory
+    #[arg(long, value_name = "FILE")]
+    pidfile: Option<PathBuf>,
     /// Print the checkpoint's figures as one JSON object
     #[arg(long)]
     json: bool,
@@ -97,9 +109,86 @@ pub(crate) struct DumpArgs {
     /// Take pages by reading from outside instead of by a parasite
     #[arg(long, value_enum, value_name = "MODE", default_value_t, hide = true)]
     pre_dump_mode: PreDumpMode,
-    /// Accepted for CRIU's users: a terminal is not captured yet
-    #[arg(short = 'j', long, hide = true)]
+    #[command(flatten)]
+    files: FileArgs,
+}
+
+/// What a dump does about open files.
+#[derive(Debug, Args)]
+struct FileArgs {
+    /// Most bytes of a deleted file that are kept in the images; K, M and G count in powers of 1024
+    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = size)]
+    ghost_limit: u64,
+    /// Capture the locks of open files. Nobody else may take them before the restore
+    #[arg(short = 'l', long)]
+    file_locks: bool,
+    /// Capture established TCP connections. If the process ends, their packets are dropped until it is restored
+    #[arg(long)]
+    tcp_established: bool,
+    /// The process belongs to a session of somebody else's, as what a shell starts does: it will come back in the session, and
+    /// on the terminal, that the restore runs in
+    #[arg(short = 'j', long)]
     shell_job: bool,
+    /// What will be provided again at restore: pipe:[INODE], for a pipe that leads out of the tree; unix[INODE], for somebody
+    /// else's unix socket to which datagrams go
+    #[arg(long, value_name = "NAME", value_parser = external)]
+    external: Vec<String>,
+    /// Version of CRIU that shall be able to restore, where versions differ
+    #[arg(long, value_enum, value_name = "VERSION", default_value_t)]
+    criu_version: CriuVersionArg,
+}
+
+/// Versions of CRIU whose images differ.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum CriuVersionArg {
+    /// Debian 12's
+    #[value(name = "3.17")]
+    V3_17,
+    /// The newest known
+    #[default]
+    #[value(name = "4.2")]
+    V4_2,
+}
+
+impl FileArgs {
+    fn options(&self) -> FileOptions {
+        FileOptions {
+            ghost_limit: self.ghost_limit,
+            file_locks: self.file_locks,
+            tcp_established: self.tcp_established,
+            shell_job: self.shell_job,
+            external: self.external.clone(),
+            criu_version: match self.criu_version {
+                CriuVersionArg::V3_17 => CriuVersion::V3_17,
+                CriuVersionArg::V4_2 => CriuVersion::V4_2,
+            },
+        }
+    }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let (digits, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
+        Some(at) => text.split_at(at),
+        None => (text, ""),
+    };
+    let factor = match unit {
+        "" => Some(1),
+        "K" | "k" => Some(1 << 10),
+        "M" | "m" => Some(1 << 20),
+        "G" | "g" => Some(1 << 30),
+        _ => None,
+    };
+    let bytes = digits.parse::<u64>().ok().zip(factor).and_then(|(n, factor)| n.checked_mul(factor));
+    bytes.ok_or_else(|| "a number of bytes, as 1048576 or 1M".to_owned())
+}
+
+fn external(text: &str) -> Result<String, String> {
+    let rest = text.strip_prefix("pipe:[").or_else(|| text.strip_prefix("unix["));
+    let inode = rest.and_then(|rest| rest.strip_suffix(']'));
+    match inode.map(str::parse::<u64>) {
+        Some(Ok(_)) => Ok(text.to_owned()),
+        _ => Err("what can be external is pipe:[INODE], as /proc/PID/fd shows it, and unix[INODE], as a refusal does".to_owned()),
+    }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -131,11 +220,25 @@ impl CommonArgs {
             tracker: self.tracker,
             allow_emulated_nonlinear: self.allow_emulated_nonlinear,
             audit: self.audit,
+            files: FileOptions::default(),
+            cgroup: self.freeze_cgroup.clone(),
+            status_fd: match self.status_fd {
+                Some(fd) => Some(Arc::new(
+                    descriptor::inherited(fd).with_context(|| format!("--status-fd: descriptor {fd}"))?,
+                )),
+                None => None,
+            },
         })
     }
 
     fn run(&self, request: &Request) -> anyhow::Result<ExitCode> {
         let checkpoint = dump::run(request)?;
+        if let Some(file) = &self.pidfile {
+            let path = self.work_dir.as_ref().unwrap_or(&self.images_dir).join(file);
+            std::fs::write(&path, request.pid.to_string()).with_context(|| {
+                format!("the checkpoint is whole, but --pidfile {} is not written", path.display())
+            })?;
+        }
         report::checkpoint(&checkpoint, self.json)?;
         if self.display_stats {
             report::stats(&checkpoint)?;
@@ -153,6 +256,7 @@ pub(crate) fn pre_dump(args: &PreDumpArgs) -> anyhow::Result<ExitCode> {
 pub(crate) fn dump(args: &DumpArgs) -> anyhow::Result<ExitCode> {
     let mut request = args.common.request(Kind::Dump, args.pre_dump_mode)?;
     request.track_mem = args.track_mem;
+    request.files = args.files.options();
     request.afterwards = match (args.leave_running, args.leave_stopped) {
         (_, true) => Afterwards::Stopped,
         (true, false) => Afterwards::Running,

@@ -39,7 +39,7 @@ struct Report<'a> {
 }
 
 pub(crate) fn show(args: &ShowArgs) -> Result<ExitCode> {
-    let chain = Chain::open(&args.dir)?;
+    let chain = chain(args)?;
     let summary = Summary::of(&chain)?;
     let comparison = match args.compare {
         Some(pid) => {
@@ -69,9 +69,28 @@ pub(crate) fn show(args: &ShowArgs) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(!exact)))
 }
 
+/// The memory of the tree's root, or of the process to compare with where that is another one of the tree.
+fn chain(args: &ShowArgs) -> Result<Chain> {
+    let root = Chain::open(&args.dir)?;
+    let tree = root.youngest().tree()?;
+    match args.compare {
+        Some(pid) if pid != root.pid() && tree.iter().any(|process| process.pid as i32 == pid) => {
+            Ok(Chain::open_task(&args.dir, pid)?)
+        }
+        _ => Ok(root),
+    }
+}
+
 fn write_summary(out: &mut impl Write, summary: &Summary, vmas: bool) -> io::Result<()> {
     for process in &summary.processes {
-        writeln!(out, "process {}  group {}  session {}", process.pid, process.pgid, process.sid)?;
+        write!(out, "process {}  group {}  session {}", process.pid, process.pgid, process.sid)?;
+        if process.ppid != 0 {
+            write!(out, "  child of {}", process.ppid)?;
+        }
+        match process.exit_code {
+            Some(status) => writeln!(out, "  has ended (wait status {status:#x})")?,
+            None => writeln!(out)?,
+        }
         for thread in &process.threads {
             write!(out, "  thread {}  {}", thread.tid, thread.comm.as_deref().unwrap_or("-"))?;
             if let (Some(ip), Some(sp)) = (thread.ip, thread.sp) {

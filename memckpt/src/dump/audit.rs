@@ -11,6 +11,7 @@ use super::parent::Parent;
 use super::restless;
 use super::tracking::Tracking;
 use crate::addr::{AddrRange, PAGE_SIZE, PageCount};
+use crate::image::meta::AsyncIo;
 use crate::image::{Audit, Wrong};
 use crate::kernel::memory::ProcMem;
 use crate::kernel::{maps, smaps};
@@ -74,10 +75,11 @@ pub(super) fn session(pid: i32, timeout: Duration) -> Result<Audit, DumpError> {
     let layout = Layout::read(pid, tracking.layout(pid)?, tracking.tracker())?;
     let frozen = Frozen::freeze(pid, timeout)?;
     let mut known = tracking.collect(pid)?;
-    let layout = match known.vmas.take() {
+    let mut layout = match known.vmas.take() {
         Some(vmas) => layout.updated(pid, vmas, tracking.tracker())?,
         None => layout,
     };
+    layout.look_for_async_io(pid, known.made_io_uring || frozen.has_io_workers(), AsyncIo::None);
     let mut audit = Audit::default();
     check_layout(pid, &layout, &mut audit)?;
     if let (Some(touched), None) = (&known.touched, &known.broken) {

@@ -7,7 +7,7 @@ use crate::kernel::SyscallError;
 use crate::kernel::maps::MapsError;
 use crate::kernel::process::ProcessError;
 use crate::plan::PlanError;
-use crate::target::{CureError, FreezeError, GrabError, InfectError};
+use crate::target::{CommandError, CureError, FreezeError, GrabError, InfectError};
 use crate::tracker::control::ControlError;
 use crate::tracker::dirty::DirtyError;
 
@@ -45,6 +45,9 @@ pub enum DumpError {
     /// The parasite could not bring the pages.
     #[error("taking pages: {0}")]
     Grab(#[from] GrabError),
+    /// The parasite did not make the system calls that it was given.
+    #[error("asking the target: {0}")]
+    Ask(#[from] CommandError),
     /// The parasite did not leave as it should.
     #[error("curing the target: {0}")]
     Cure(#[from] CureError),

@@ -1,6 +1,7 @@
 //! The target's layout with each VMA's class: what is dumped, what is only recorded, what is refused.
 
 use crate::addr::AddrRange;
+use crate::image::meta::AsyncIo;
 use crate::kernel::maps::Vma;
 use crate::kernel::smaps::{self, VmFlags};
 use crate::plan::{Area, SharedKind, VmaClass, VmaFacts, classify};
@@ -22,8 +23,6 @@ pub(super) struct Layout {
     flags: Vec<(AddrRange, VmFlags)>,
     /// It had an io_uring at the last look at its descriptors.
     io_uring: bool,
-    /// It has contexts for asynchronous I/O.
-    pub(super) async_io: bool,
 }
 
 impl Layout {
@@ -47,7 +46,7 @@ impl Layout {
         vmas: Vec<Vma>,
         tracker: Option<TrackerKind>,
     ) -> Result<Self, DumpError> {
-        let unclear = |v: &Vma| (v.shared || v.inode != 0) && !self.was_there(v);
+        let unclear = |v: &Vma| (v.shared || !v.is_anonymous()) && !self.was_there(v);
         if vmas.iter().any(unclear) {
             Self::read(pid, vmas, tracker)
         } else {
@@ -80,17 +79,48 @@ impl Layout {
             classes.push((class, facts));
             areas.push(Area::new(vma, class, facts));
         }
-        let aio = classes.iter().any(|(class, _)| *class == VmaClass::AioRing);
-        let async_io = io_uring || aio;
-        if async_io {
-            areas.iter_mut().for_each(Area::distrust);
+        Ok(Self { vmas, classes, areas, flags, io_uring })
+    }
+
+    /// Its asynchronous I/O, in the freeze: `made` an io_uring since the parent was taken, at which it had `before`.
+    /// While any may be under way, or may have been at the parent, no page can be trusted to be what it was.
+    pub(super) fn look_for_async_io(&mut self, pid: i32, made: bool, before: AsyncIo) -> AsyncIo {
+        self.io_uring |= made && refuse::has_io_uring(pid);
+        let aio = self.classes.iter().any(|(class, _)| *class == VmaClass::AioRing);
+        let now = match before {
+            _ if self.io_uring || aio => AsyncIo::Present,
+            AsyncIo::Present => AsyncIo::Ending,
+            _ if made => AsyncIo::Ending,
+            _ => AsyncIo::None,
+        };
+        if now != AsyncIo::None || before != AsyncIo::None {
+            self.areas.iter_mut().for_each(Area::distrust);
         }
-        Ok(Self { vmas, classes, areas, flags, io_uring, async_io })
+        now
     }
 
     /// The VMAs with their classes.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Vma, VmaClass, VmaFacts)> {
         self.vmas.iter().zip(&self.classes).map(|(vma, (class, facts))| (vma, *class, *facts))
+    }
+
+    /// The advice of madvise(2) that `vma` is under, as it was before the freeze: a bit for each, by its number.
+    pub(super) fn advice(&self, vma: &Vma) -> u64 {
+        /// What lasts, and shows in smaps.
+        const LASTING: [(VmFlags, i32); 8] = [
+            (VmFlags::RANDOM_READ, libc::MADV_RANDOM),
+            (VmFlags::SEQUENTIAL_READ, libc::MADV_SEQUENTIAL),
+            (VmFlags::DONT_COPY, libc::MADV_DONTFORK),
+            (VmFlags::MERGEABLE, libc::MADV_MERGEABLE),
+            (VmFlags::HUGE_PAGE, libc::MADV_HUGEPAGE),
+            (VmFlags::NO_HUGE_PAGE, libc::MADV_NOHUGEPAGE),
+            (VmFlags::DONT_DUMP, libc::MADV_DONTDUMP),
+            (VmFlags::WIPE_ON_FORK, libc::MADV_WIPEONFORK),
+        ];
+        let at = self.flags.partition_point(|(range, _)| range.end <= vma.range.start);
+        let flags = self.flags.get(at).filter(|(range, _)| range.start <= vma.range.start);
+        let flags = flags.map_or(VmFlags::empty(), |(_, flags)| *flags);
+        LASTING.iter().filter(|(flag, _)| flags.contains(*flag)).fold(0, |all, (_, advice)| all | 1 << advice)
     }
 
     /// Private memory: what a dirty source can track.

@@ -1,40 +1,47 @@
-//! The dump, readable as a list of steps: prepare, freeze, look, grab, begin the next epoch, thaw, write.
+//! The dump, readable as a list of steps: prepare, freeze, look, grab, begin the next epoch, thaw, write. A tree that is to be
+//! ended stands until the checkpoint is whole, and is let go if that fails.
 
 use std::time::{Duration, Instant};
 
-use crate::addr::PageCount;
-use crate::image::meta::{Counters, Timings};
-use crate::image::{Audit, CheckpointMeta, ImagesDir, PagesFile};
-use crate::kernel::maps;
+use crate::image::meta::Timings;
+use crate::image::{Audit, CheckpointMeta, ImagesDir};
+use crate::kernel::cgroup::Cgroup;
 use crate::kernel::memory::ProcMem;
 use crate::kernel::process::TargetId;
-use crate::plan::{self, Evidence, GrabRun};
-use crate::range_set::RangeSet;
-use crate::target::{Frozen, InfectError, Injection, ThreadRegisters, on_tracer_thread};
-use crate::tracker::dirty::{PageFlags, PageRun};
-use crate::tracker::epoch::{CheckpointId, Epoch};
+use crate::kernel::{maps, status};
+use crate::target::{Frozen, FrozenTree, Zombie, descendants, on_tracer_thread};
+use crate::tracker::epoch::CheckpointId;
 
 mod audit;
+mod connections;
 mod error;
+mod files;
 mod layout;
 mod pages;
 mod parent;
+mod process;
+mod queues;
 pub mod refuse;
 mod request;
 mod restless;
 mod shared;
 mod state;
+mod task;
 mod tracking;
 mod write;
 
 pub use error::DumpError;
 pub use refuse::Refusal;
-pub use request::{Afterwards, Kind, PageMode, Request};
+pub use request::{Afterwards, CriuVersion, FileOptions, Kind, PageMode, Request};
 
+use connections::Connections;
+use files::{Files, Task};
 use layout::Layout;
-use parent::Parent;
+use process::{CapturedProcess, PreparedProcess};
+use queues::Queues;
 use shared::SharedObjects;
-use tracking::{Known, Tracking};
+use task::Filters;
+use tracking::Tracking;
 
 /// Audits the session of process `pid`, which stands still meanwhile: the layout that it knows, and whether every page that
 /// changed lies where its hints say. Nothing is cleared; the session goes on.
@@ -57,237 +64,244 @@ pub fn run(request: &Request) -> Result<CheckpointMeta, DumpError> {
 
 /// Everything that needs no freeze.
 struct Prepared {
-    target: TargetId,
     checkpoint: CheckpointId,
     images: ImagesDir,
-    pages: PagesFile,
-    parent: Option<Parent>,
-    tracking: Tracking,
-    layout: Layout,
+    cgroup: Option<Cgroup>,
+    /// The root first.
+    processes: Vec<PreparedProcess>,
     shared: SharedObjects,
-    memory: ProcMem,
-    injection: Option<Injection>,
     notes: Vec<String>,
 }
 
-/// What was taken while the target stood still.
+/// What was taken while the tree stood still.
 struct Captured {
-    target: TargetId,
     checkpoint: CheckpointId,
     images: ImagesDir,
-    parent: Option<Parent>,
-    tracking: Tracking,
-    layout: Layout,
+    /// Parents before their children, the root first.
+    processes: Vec<CapturedProcess>,
+    zombies: Vec<Zombie>,
+    filters: Filters,
     shared: SharedObjects,
-    registers: Vec<ThreadRegisters>,
-    known: Known,
-    scanned: RangeSet,
-    states: Vec<PageRun>,
-    epoch: Option<Epoch>,
-    audit: Option<Audit>,
-    mode: PageMode,
-    counters: Counters,
+    files: Files,
+    connections: Connections,
+    stopped: Instant,
+    /// Those that are to be ended once the checkpoint is whole.
+    doomed: Vec<Frozen>,
     timings: Timings,
     notes: Vec<String>,
 }
 
 impl Prepared {
     fn new(request: &Request) -> Result<Self, DumpError> {
-        let target = refuse::process(request)?;
+        let root = refuse::process(request)?;
+        let cgroup = refuse::cgroup(request)?;
         let mut images = ImagesDir::open(&request.images_dir)?;
         let mut notes = Vec::new();
 
-        let chain = match &request.prev_images_dir {
-            Some(prev) => Some(images.open_parent(prev, request.pid)?),
-            None => None,
-        };
-        let tracking = Tracking::find(request.pid, request.tracker)?;
-        let layout = Layout::read(request.pid, maps::read(request.pid)?, tracking.tracker())?;
-
-        // The target is touched from here on.
-        let mut tracking = tracking.start(request)?;
-        let parent = Parent::of(chain, request, &tracking, &mut notes)?;
-        let layout = layout.updated(request.pid, tracking.layout(request.pid)?, tracking.tracker())?;
-        notes.extend(tracking.notes());
-        let shared = match request.kind {
-            Kind::Dump => SharedObjects::open(request.pid, &layout, &mut images)?,
-            Kind::PreDump => SharedObjects::none(),
-        };
-        let injection = match request.page_mode {
-            PageMode::Read => None,
-            PageMode::Splice => Injection::prepare(request.pid)
-                .map_err(|refusal| notes.push(format!("taken without a parasite: {refusal}")))
-                .ok(),
-        };
-        Ok(Self {
-            target,
-            checkpoint: CheckpointId::random().map_err(DumpError::random)?,
-            pages: images.create_pages(write::PAGES_ID)?,
-            images,
-            parent,
-            tracking,
-            layout,
-            shared,
-            memory: ProcMem::open(request.pid)?,
-            injection,
-            notes,
-        })
-    }
-
-    /// The part that the target stands still for.
-    fn capture(mut self, request: &Request) -> Result<Captured, DumpError> {
-        let pid = request.pid;
-        let began = Instant::now();
-        let mut frozen = Frozen::freeze(pid, request.timeout)?;
-        let stopped = Instant::now();
-
-        // Look: what has changed?
-        let mut known = self.tracking.collect(pid)?;
-        if !request.allow_emulated_nonlinear {
-            refuse::nonlinear(pid, &self.layout.vmas, &known.nonlinear)?;
+        // Whatever is refused is refused before any process is touched.
+        let mut found = vec![Found::at(root, request, &images)?];
+        for pid in descendants(request.pid)?.into_iter().skip(1) {
+            let looked_at = match refuse::checkable(pid) {
+                // As vfork(2) makes them: its parent stops no sooner than it has called exec, or ended.
+                Err(Refusal::SharedMm { .. }) => continue,
+                looked_at => looked_at.map_err(DumpError::from),
+            };
+            let looked_at = looked_at.and_then(|target| Found::at(target, request, &images));
+            found.extend(unless_gone(pid, looked_at)?);
         }
-        if let Some(vmas) = known.vmas.take() {
-            self.layout = self.layout.updated(pid, vmas, self.tracking.tracker())?;
-            if request.kind == Kind::Dump {
-                self.shared.update(pid, &self.layout, &mut self.images)?;
+        let mut processes = Vec::with_capacity(found.len());
+        for found in found {
+            let pid = found.target.pid;
+            let prepared = found.prepare(&mut images, request, &mut notes);
+            if pid == request.pid {
+                processes.push(prepared?);
+            } else {
+                processes.extend(unless_gone(pid, prepared)?);
             }
         }
-        let parent = Parent::keep(self.parent, request, &known, &mut self.notes)?;
-        let no_pages = RangeSet::new();
-        let mut evidence = Evidence {
-            areas: &self.layout.areas,
-            scanned: &no_pages,
-            pages: &[],
-            parent: parent.as_ref().map(|p| &p.held),
-            changed: &known.changed,
-            doubtful: &known.doubtful,
-            tracking: known.broken.is_none(),
-        };
-        let registers: Vec<ThreadRegisters> =
-            frozen.threads().iter().map(|&tid| frozen.registers(tid)).collect::<Result<_, _>>()?;
-        let restless = restless::pages(&registers);
-        let touched =
-            known.touched.as_ref().map(|touched| touched.iter().chain(restless.iter()).collect::<RangeSet>());
-        let scanned = plan::must_scan(&evidence, touched.as_ref().map(RangeSet::as_slice));
-        let mut entries = PageCount::ZERO;
-        tracing::trace!(scanned = ?scanned.as_slice());
-        let states = self.tracking.source().scan(scanned.as_slice(), &mut entries)?;
-        let states = restless::dirtied(states, &restless);
-        (evidence.scanned, evidence.pages) = (&scanned, &states);
-        let runs = restless::set_apart(plan::to_dump(&evidence)?, &restless);
-        tracing::debug!(
-            changed = known.changed.pages().get(),
-            doubtful = known.doubtful.pages().get(),
-            dirty = dirty(&states).pages().get(),
-            parent = parent.as_ref().map_or(0, |p| p.held.pages().get()),
-            "looked"
-        );
+        let mut shared = SharedObjects::none();
+        if request.kind == Kind::Dump {
+            for process in &processes {
+                shared.open(process.target.pid, &process.layout, &mut images)?;
+            }
+            let tasks: Vec<Task<'_>> = processes.iter().map(PreparedProcess::task).collect();
+            Files::prepare(&tasks, request, &mut shared, &mut images)?;
+        }
+        let checkpoint = CheckpointId::random().map_err(DumpError::random)?;
+        Ok(Self { checkpoint, images, cgroup, processes, shared, notes })
+    }
 
-        let audit = if request.audit {
-            let source = self.tracking.source();
-            let parent = parent.as_ref();
-            Some(audit::check(pid, &self.layout, &evidence, source, &restless, parent, &self.memory)?)
-        } else {
-            None
-        };
+    /// The part that the tree stands still for.
+    fn capture(mut self, request: &Request) -> Result<Captured, DumpError> {
+        let began = Instant::now();
+        let mut tree = FrozenTree::freeze(request.pid, request.timeout)?;
+        let stopped = Instant::now();
+        if let Some(cgroup) = &self.cgroup {
+            refuse::foreigners(cgroup, &tree, request)?;
+        }
 
-        if self.layout.async_io && parent.is_some() {
-            self.notes.push(
-                "nothing is inherited: the process has an AIO context or an io_uring, whose writes may land unseen"
-                    .to_owned(),
-            );
+        // Look: what has changed?
+        let mut processes = Vec::with_capacity(tree.processes().len());
+        for frozen in tree.processes() {
+            let process = self.prepared(frozen, request)?;
+            let looked =
+                process.look(frozen, request, &mut self.shared, &mut self.images, &mut self.notes)?;
+            processes.push(looked);
+        }
+
+        // Ask: before the pages are taken, as threads that run write where they keep their CPU's number.
+        let mut filters = Filters::default();
+        if request.kind == Kind::Dump {
+            for (process, frozen) in processes.iter_mut().zip(tree.processes_mut()) {
+                let pid = process.target.pid;
+                let ppid = if pid == request.pid { 0 } else { status::stat(pid)?.ppid };
+                process.ask(frozen, ppid, &mut filters, request, &mut self.notes)?;
+            }
+        }
+
+        let connections = Connections::take(&mut processes, tree.processes_mut(), request)?;
+        let queues = Queues::take(&mut processes, tree.processes_mut(), request)?;
+        let mut files = Files::default();
+        if request.kind == Kind::Dump {
+            let tasks: Vec<Task<'_>> = processes.iter().map(CapturedProcess::task).collect();
+            files = Files::collect(
+                &tasks,
+                request,
+                (connections.streams(), &queues),
+                &mut self.shared,
+                &mut self.images,
+            )?;
         }
 
         // Grab.
         let grabbing = Instant::now();
-        let mode = grab(&mut frozen, self.injection, &runs, &self.memory, &self.pages, &mut self.notes)?;
+        for (process, frozen) in processes.iter_mut().zip(tree.processes_mut()) {
+            process.grab(frozen, &mut self.notes)?;
+        }
         self.shared.grab()?;
         let memdump_us = micros(grabbing);
 
         // Begin the next epoch, whose parent this checkpoint is.
         let clearing = Instant::now();
-        let epoch = if request.track_mem {
-            let private = self.layout.private();
-            self.tracking.begin_epoch(&self.checkpoint, &private, &dirty(&states), &mut entries)?
-        } else {
-            self.tracking.keep_epoch()?;
-            None
-        };
+        for process in &mut processes {
+            process.end_of_epoch(&self.checkpoint, request)?;
+        }
         let clear_us = micros(clearing);
 
-        match request.afterwards {
-            Afterwards::Running => frozen.thaw(),
-            Afterwards::Stopped => frozen.leave_stopped()?,
-            Afterwards::Ended => frozen.kill()?,
+        let zombies = tree.zombies().to_vec();
+        let mut doomed = Vec::new();
+        for frozen in tree.into_processes() {
+            match request.afterwards {
+                Afterwards::Running => frozen.thaw(),
+                Afterwards::Stopped => frozen.leave_stopped()?,
+                Afterwards::Ended => doomed.push(frozen),
+            }
         }
         let frozen_us = micros(stopped);
+        if doomed.is_empty() {
+            request.tell_release();
+        }
 
-        let counters = Counters {
-            pages_scanned: states.iter().map(|run| run.range.pages()).sum(),
-            entries_read: entries,
-            pages_written: runs.iter().map(|run| run.range.pages()).sum(),
-            losses: known.losses,
-            chunks_touched: known.touched.as_ref().map(|t| t.iter().map(|r| r.chunks().count() as u64).sum()),
-            ..Counters::default()
-        };
         let freezing_us = stopped.duration_since(began).as_micros() as u64;
         Ok(Captured {
-            target: self.target,
             checkpoint: self.checkpoint,
             images: self.images,
-            parent,
-            tracking: self.tracking,
-            layout: self.layout,
+            processes,
+            zombies,
+            filters,
             shared: self.shared,
-            registers,
-            known,
-            scanned,
-            states,
-            epoch,
-            audit,
-            mode,
-            counters,
+            files,
+            connections,
+            stopped,
+            doomed,
             timings: Timings { freezing_us, frozen_us, memdump_us, memwrite_us: 0, clear_us },
             notes: self.notes,
         })
     }
-}
 
-/// Takes the pages, by a parasite if one can be had; says which way it was.
-fn grab(
-    frozen: &mut Frozen,
-    injection: Option<Injection>,
-    runs: &[GrabRun],
-    memory: &ProcMem,
-    file: &PagesFile,
-    notes: &mut Vec<String>,
-) -> Result<PageMode, DumpError> {
-    let places = pages::place(runs);
-    let Some(injection) = injection.filter(|_| runs.iter().any(|run| run.readable)) else {
-        pages::copy(&places, memory, file)?;
-        return Ok(PageMode::Read);
-    };
-    match frozen.infect(injection) {
-        Ok(mut parasite) => {
-            let (readable, rest): (Vec<_>, Vec<_>) = places.into_iter().partition(|place| place.readable);
-            pages::splice(&readable, &mut parasite, file)?;
-            parasite.cure()?;
-            // After the cure: nothing of the target runs any more.
-            pages::copy(&rest, memory, file)?;
-            Ok(PageMode::Splice)
+    /// What was prepared of a process that now stands still: everything must be made good in the freeze if it was not there
+    /// before, or has called exec since.
+    fn prepared(&mut self, frozen: &Frozen, request: &Request) -> Result<PreparedProcess, DumpError> {
+        let pid = frozen.pid();
+        if let Some(at) = self.processes.iter().position(|p| p.target.pid == pid) {
+            let prepared = self.processes.swap_remove(at);
+            // A session knows of its process's exec, and says that nothing is to be inherited.
+            if pid == request.pid || prepared.is_up_to_date() {
+                return Ok(prepared);
+            }
         }
-        Err(error @ (InfectError::Refused(_) | InfectError::LayoutChanged | InfectError::Attach(_))) => {
-            notes.push(format!("taken without a parasite: {error}"));
-            pages::copy(&places, memory, file)?;
-            Ok(PageMode::Read)
+        let target = refuse::capturable(pid)?;
+        let found = Found {
+            target,
+            memory: ProcMem::open(pid)?,
+            chain: None,
+            tracking: Tracking::none(pid)?,
+            layout: Layout::read(pid, maps::read(pid)?, None)?,
+        };
+        let untracked = Request { track_mem: false, ..request.clone() };
+        let process = found.prepare(&mut self.images, &untracked, &mut self.notes)?;
+        if request.kind == Kind::Dump {
+            self.shared.open(pid, &process.layout, &mut self.images)?;
         }
-        Err(error) => Err(error.into()),
+        Ok(process)
     }
 }
 
-/// The pages that were dirty at the scan.
-fn dirty(states: &[PageRun]) -> RangeSet {
-    states.iter().filter(|run| run.flags.contains(PageFlags::DIRTY)).map(|run| run.range).collect()
+/// A process of the tree that was looked at and not touched.
+struct Found {
+    target: TargetId,
+    /// Opened before all else: if this is its memory in the freeze, it has not called exec since.
+    memory: ProcMem,
+    chain: Option<crate::image::Chain>,
+    tracking: Tracking,
+    layout: Layout,
+}
+
+impl Found {
+    fn at(target: TargetId, request: &Request, images: &ImagesDir) -> Result<Self, DumpError> {
+        let pid = target.pid;
+        let memory = ProcMem::open(pid)?;
+        let chain = match &request.prev_images_dir {
+            Some(prev) => Some(images.open_parent(prev, pid)?),
+            None => None,
+        };
+        let tracking = Tracking::find(pid, request.tracker)?;
+        let layout = Layout::read(pid, maps::read(pid)?, tracking.tracker())?;
+        Ok(Self { target, memory, chain, tracking, layout })
+    }
+
+    fn prepare(
+        self,
+        images: &mut ImagesDir,
+        request: &Request,
+        notes: &mut Vec<String>,
+    ) -> Result<PreparedProcess, DumpError> {
+        let Self { target, memory, chain, tracking, layout } = self;
+        PreparedProcess::new((target, memory), chain, (tracking, layout), images, request, notes)
+    }
+}
+
+/// What came of looking at a descendant that runs. It may end or call exec meanwhile, and so be another than a moment ago: then
+/// it is left to the freeze, in which what fails fails for good.
+fn unless_gone<T>(pid: i32, result: Result<T, DumpError>) -> Result<Option<T>, DumpError> {
+    let is_gone = || matches!(refuse::checkable(pid), Err(Refusal::NoProcess(_) | Refusal::Zombie(..)));
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(
+            error @ (DumpError::Maps(_)
+            | DumpError::Dirty(_)
+            | DumpError::Process(_)
+            | DumpError::Syscall(_)
+            | DumpError::Session(_)
+            | DumpError::Infect(_)
+            | DumpError::Refused(Refusal::CannotAsk { .. })),
+        ) => {
+            tracing::info!(pid, %error, "not prepared before the freeze");
+            Ok(None)
+        }
+        Err(_) if is_gone() => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn micros(since: Instant) -> u64 {

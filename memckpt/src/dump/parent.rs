@@ -1,15 +1,19 @@
 //! The parent of an incremental checkpoint, and whether it may be inherited from.
 
-use crate::image::{Chain, CheckpointMeta};
+use crate::image::Chain;
+use crate::image::meta::AsyncIo;
 use crate::range_set::RangeSet;
+use crate::tracker::epoch::CheckpointId;
 
 use super::error::DumpError;
 use super::request::Request;
 use super::tracking::{Known, Tracking};
 
-/// A parent that belongs to the epoch being tracked.
+/// A process's memory in the parent, which belongs to the epoch being tracked.
 pub(super) struct Parent {
-    pub(super) meta: CheckpointMeta,
+    pub(super) id: CheckpointId,
+    /// Asynchronous I/O of the process at the time.
+    pub(super) async_io: AsyncIo,
     /// The pages that it and its own parents really hold.
     pub(super) held: RangeSet,
     /// It and its own parents.
@@ -28,12 +32,24 @@ impl Parent {
         let Some(chain) = chain else { return Ok(None) };
         let reason = match chain.youngest().meta() {
             None => "it was not written by memckpt: nothing says which epoch it belongs to".to_owned(),
-            Some(meta) => match tracking.mismatch(meta) {
-                None => return Ok(Some(Self { meta: meta.clone(), held: chain.held(), chain })),
-                Some(reason) => reason,
-            },
+            Some(meta) => {
+                let Some(then) = meta.process(chain.pid()) else {
+                    // The root may have a namesake only; a descendant is younger than the parent.
+                    return match chain.pid() == request.pid {
+                        true => without(chain.pid(), request, "it is of another process", notes),
+                        false => Ok(None),
+                    };
+                };
+                match tracking.mismatch(meta, &then) {
+                    None => {
+                        let id = meta.id.clone();
+                        return Ok(Some(Self { id, async_io: then.async_io, held: chain.held(), chain }));
+                    }
+                    Some(reason) => reason,
+                }
+            }
         };
-        without(request, &reason, notes)
+        without(chain.pid(), request, &reason, notes)
     }
 
     /// The final word, in the freeze: nothing broke the epoch up to now.
@@ -44,14 +60,25 @@ impl Parent {
         notes: &mut Vec<String>,
     ) -> Result<Option<Self>, DumpError> {
         match (&parent, &known.broken) {
-            (Some(_), Some(reason)) => without(request, reason, notes),
+            (Some(parent), Some(reason)) => without(parent.chain.pid(), request, reason, notes),
             _ => Ok(parent),
         }
     }
 }
 
-fn without(request: &Request, reason: &str, notes: &mut Vec<String>) -> Result<Option<Parent>, DumpError> {
+/// Process `pid` without a parent. A descendant is taken whole then, and that is said: processes of a tree come and go, and call
+/// exec, without the user's doing. The root is what the user named, and refused unless asked for.
+fn without(
+    pid: i32,
+    request: &Request,
+    reason: &str,
+    notes: &mut Vec<String>,
+) -> Result<Option<Parent>, DumpError> {
     let parent = request.prev_images_dir.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
+    if pid != request.pid {
+        notes.push(format!("process {pid} is taken whole, not on top of {parent}: {reason}"));
+        return Ok(None);
+    }
     if !request.or_full {
         return Err(DumpError::Epoch { parent, reason: reason.to_owned() });
     }

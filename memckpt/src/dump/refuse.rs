@@ -1,14 +1,17 @@
 //! Everything that memckpt does not capture is refused here, by name and reason, before the target is touched.
 
 use crate::addr::AddrRange;
+use crate::kernel::cgroup::Cgroup;
 use crate::kernel::maps::Vma;
 use crate::kernel::process::{self, Bitness, TargetId};
-use crate::kernel::status;
-use crate::plan::VmaClass;
+use crate::kernel::{SyscallError, status};
+use crate::plan::{SharedKind, VmaClass};
 use crate::range_set::RangeSet;
+use crate::target::FrozenTree;
 
 use super::error::DumpError;
-use super::request::{Afterwards, Kind, Request};
+use super::layout::Layout;
+use super::request::Request;
 
 /// What is refused, why, and the way out.
 #[derive(Debug, thiserror::Error)]
@@ -90,11 +93,70 @@ pub enum Refusal {
         /// Why, and the way out.
         reason: &'static str,
     },
-    /// Not all state is captured yet.
+    /// An open file that is not captured.
+    #[error("process {pid}: {place} ({kind}) {reason}")]
+    File {
+        /// The process.
+        pid: i32,
+        /// Which of its files: `descriptor 5`.
+        place: String,
+        /// What it is.
+        kind: String,
+        /// Why, and the way out.
+        reason: String,
+    },
+    /// A process of the cgroup is not in the tree.
     #[error(
-        "dump without --leave-running or --leave-stopped would end process {0}, but a checkpoint holds memory and registers only as yet (no descriptors, credentials or timers): the process could not be brought back. Add --leave-running or --leave-stopped"
+        "process {pid} is in the cgroup {cgroup}, but does not descend from process {root}: it would not be in the checkpoint. Move it out first"
     )]
-    WouldEnd(i32),
+    Foreign {
+        /// The process.
+        pid: i32,
+        /// The cgroup.
+        cgroup: String,
+        /// The root of the tree.
+        root: i32,
+    },
+    /// The cgroup stands still already.
+    #[error(
+        "the cgroup {0} is frozen, so that its processes cannot be asked for their state: thaw it first. memckpt stops them itself, and all at one moment"
+    )]
+    FrozenCgroup(String),
+    /// Another namespace than ours.
+    #[error(
+        "process {pid} lives in another {kind} namespace than memckpt: namespaces are not captured. Run memckpt inside of it"
+    )]
+    Namespace {
+        /// The process.
+        pid: i32,
+        /// Which namespace.
+        kind: &'static str,
+    },
+    /// The packets of its connections cannot be dropped until it is restored.
+    #[error(
+        "the process would end, and its peers be told that their connections are closed, as their packets cannot be held back: {0}. --leave-running takes a checkpoint all the same"
+    )]
+    CannotBlock(#[source] SyscallError),
+    /// Its session was begun by somebody outside of the tree.
+    #[error(
+        "process {pid} would end, and could not be brought back: it is no session leader, and who is, process {sid}, is outside of the tree. With --shell-job it comes back in the session that the restore runs in; --leave-running takes a checkpoint without that"
+    )]
+    OuterSession {
+        /// The root of the tree.
+        pid: i32,
+        /// Its session.
+        sid: i32,
+    },
+    /// What only the process itself can tell would be missing, and it could not be brought back.
+    #[error(
+        "process {pid} would end, and could not be brought back: its signal handlers and timers are known to itself only, and it cannot be asked ({reason}). --leave-running or --leave-stopped take the rest"
+    )]
+    CannotAsk {
+        /// The process.
+        pid: i32,
+        /// Why it cannot be asked.
+        reason: String,
+    },
     /// Asked for an incremental checkpoint where nothing can track.
     #[error("{0}")]
     NoTracker(String),
@@ -103,10 +165,59 @@ pub enum Refusal {
 /// The target's identity, once it is certain that this process can be checkpointed.
 pub(super) fn process(request: &Request) -> Result<TargetId, DumpError> {
     let pid = request.pid;
-    if request.kind == Kind::Dump && request.afterwards == Afterwards::Ended {
-        return Err(Refusal::WouldEnd(pid).into());
+    let target = checkable(pid)?;
+    let sid = status::stat(pid)?.sid;
+    if request.ends_the_tree() && sid != pid && !request.files.shell_job {
+        return Err(Refusal::OuterSession { pid, sid }.into());
     }
-    Ok(checkable(pid)?)
+    Ok(target)
+}
+
+/// The cgroup whose processes are to be the tree of `request`.
+pub(super) fn cgroup(request: &Request) -> Result<Option<Cgroup>, DumpError> {
+    let Some(directory) = &request.cgroup else { return Ok(None) };
+    let cgroup = Cgroup::open(directory)?;
+    if cgroup.is_frozen()? {
+        return Err(Refusal::FrozenCgroup(directory.display().to_string()).into());
+    }
+    Ok(Some(cgroup))
+}
+
+/// Refuses a cgroup with processes that are not in `tree`, which stands still.
+pub(super) fn foreigners(cgroup: &Cgroup, tree: &FrozenTree, request: &Request) -> Result<(), DumpError> {
+    for pid in cgroup.processes()? {
+        let known = tree.processes().iter().any(|frozen| frozen.pid() == pid)
+            || tree.zombies().iter().any(|zombie| zombie.pid == pid);
+        if !known && status::stat(pid).is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X' | 'x')) {
+            let cgroup = cgroup.directory().display().to_string();
+            return Err(Refusal::Foreign { pid, cgroup, root: request.pid }.into());
+        }
+    }
+    Ok(())
+}
+
+/// Refuses to end a process that could not be brought back: one that cannot be asked, because of `no_parasite`, or that maps
+/// what no restore makes again.
+pub(super) fn irrecoverable(
+    pid: i32,
+    no_parasite: Option<&str>,
+    layout: &Layout,
+    request: &Request,
+) -> Result<(), Refusal> {
+    if !request.ends_the_tree() {
+        return Ok(());
+    }
+    if let Some(reason) = no_parasite {
+        return Err(Refusal::CannotAsk { pid, reason: reason.to_owned() });
+    }
+    match layout.shared_anonymous().find(|(_, kind)| *kind == SharedKind::SysV) {
+        Some((vma, _)) => {
+            let reason = "is System V shared memory, which is made again only in an IPC namespace of its own: \
+                          --leave-running or --leave-stopped take its content";
+            Err(refused_mapping(pid, vma, reason.to_owned()))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Whether `pid` is a process that memckpt can watch and checkpoint: who it is.
@@ -138,6 +249,12 @@ pub fn checkable(pid: i32) -> Result<TargetId, Refusal> {
     {
         return Err(Refusal::Ancestor(pid));
     }
+    capturable(pid)
+}
+
+/// The rest of [`checkable`], also of a process that we have stopped ourselves.
+pub(super) fn capturable(pid: i32) -> Result<TargetId, Refusal> {
+    let gone = |_| Refusal::NoProcess(pid);
     rights(pid)?;
     if process::bitness(pid).is_ok_and(|bits| bits == Bitness::Bits32) {
         return Err(Refusal::ThirtyTwoBit(pid));
@@ -161,7 +278,10 @@ fn sharing_mm(pid: i32) -> Option<i32> {
 fn rights(pid: i32) -> Result<(), Refusal> {
     match std::fs::File::open(format!("/proc/{pid}/mem")) {
         Ok(_) => Ok(()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Refusal::NoProcess(pid)),
+        // ESRCH: it is ending, and has no memory any more.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {
+            Err(Refusal::NoProcess(pid))
+        }
         Err(e) => Err(Refusal::Rights {
             pid,
             need: format!(

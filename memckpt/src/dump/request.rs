@@ -1,7 +1,9 @@
 //! What the user asks of a dump.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::tracker::dirty::TrackerKind;
@@ -53,6 +55,57 @@ pub enum Afterwards {
     Ended,
 }
 
+/// Which CRIU shall be able to restore, where versions differ (docs/images.md).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CriuVersion {
+    /// 3.17, as in Debian 12.
+    V3_17,
+    /// 4.2.
+    #[default]
+    V4_2,
+}
+
+/// What a dump does about open files.
+#[derive(Clone, Debug)]
+pub struct FileOptions {
+    /// How many bytes of a deleted file are kept.
+    pub ghost_limit: u64,
+    /// Terminals are captured.
+    pub shell_job: bool,
+    /// Established TCP connections are captured.
+    pub tcp_established: bool,
+    /// File locks are captured.
+    pub file_locks: bool,
+    /// What the user provides again at restore, by CRIU's names: `pipe:[INODE]`, `unix[INODE]`.
+    pub external: Vec<String>,
+    /// Whose images are written.
+    pub criu_version: CriuVersion,
+}
+
+impl FileOptions {
+    /// CRIU's own limit: 1 MiB.
+    pub const GHOST_LIMIT: u64 = 1 << 20;
+
+    /// Whether the user provides `name` again.
+    #[must_use]
+    pub fn is_external(&self, name: &str) -> bool {
+        self.external.iter().any(|given| given == name)
+    }
+}
+
+impl Default for FileOptions {
+    fn default() -> Self {
+        Self {
+            ghost_limit: Self::GHOST_LIMIT,
+            shell_job: false,
+            tcp_established: false,
+            file_locks: false,
+            external: Vec::new(),
+            criu_version: CriuVersion::default(),
+        }
+    }
+}
+
 /// One checkpoint to take.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -82,4 +135,25 @@ pub struct Request {
     pub allow_emulated_nonlinear: bool,
     /// Check, frozen, that nothing would be inherited that has changed.
     pub audit: bool,
+    /// Open files; a pre-dump has none.
+    pub files: FileOptions,
+    /// A cgroup, all of whose processes must be in the tree.
+    pub cgroup: Option<PathBuf>,
+    /// Gets a zero byte once the target has been let go, and is closed.
+    pub status_fd: Option<Arc<OwnedFd>>,
+}
+
+impl Request {
+    /// Whether nothing but the checkpoint will be left.
+    #[must_use]
+    pub fn ends_the_tree(&self) -> bool {
+        self.kind == Kind::Dump && self.afterwards == Afterwards::Ended
+    }
+
+    /// The target has been let go: says so to whoever waits for it.
+    pub(super) fn tell_release(&self) {
+        if let Some(Err(error)) = self.status_fd.as_ref().map(|fd| nix::unistd::write(fd, &[0])) {
+            tracing::warn!(%error, "nobody listens at --status-fd");
+        }
+    }
 }

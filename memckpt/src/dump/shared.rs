@@ -4,6 +4,8 @@
 //! (docs/soundness.md, row 7). It is read through the object itself, and not through a mapping: so pages are found that no
 //! mapping shows.
 
+use nix::sys::stat::FileStat;
+
 use crate::addr::{AddrRange, PageCount};
 use crate::image::pagemap::{PagemapFlags, PagemapImage};
 use crate::image::{ImagesDir, PagesFile};
@@ -13,7 +15,6 @@ use crate::plan::SharedKind;
 
 use super::error::DumpError;
 use super::layout::Layout;
-use super::write::PAGES_ID;
 
 /// How much is copied at a time.
 const BATCH: u64 = 1 << 20;
@@ -44,19 +45,21 @@ impl SharedObjects {
         Self { objects: Vec::new(), buffer: Vec::new() }
     }
 
-    /// Opens the objects of `layout`, and a pages file for each.
-    pub(super) fn open(pid: i32, layout: &Layout, images: &mut ImagesDir) -> Result<Self, DumpError> {
-        let mut objects = Self::none();
+    /// Opens the objects of `layout`, that of process `pid`, and a pages file for each that was not known.
+    pub(super) fn open(
+        &mut self,
+        pid: i32,
+        layout: &Layout,
+        images: &mut ImagesDir,
+    ) -> Result<(), DumpError> {
         for (vma, kind) in layout.shared_anonymous() {
             // What went away or was replaced meanwhile is opened in the freeze, if it is still needed.
             if let Some(object) = MappedObject::open(pid, vma.range).ok().filter(|o| o.inode() == vma.inode) {
-                objects.add(key(vma, kind), object, images)?;
+                self.add(key(vma, kind), object, images)?;
             }
         }
-        if !objects.objects.is_empty() {
-            objects.buffer.resize(BATCH as usize, 0);
-        }
-        Ok(objects)
+        self.buffer.resize(if self.objects.is_empty() { 0 } else { BATCH as usize }, 0);
+        Ok(())
     }
 
     /// The layout is `layout` now: opens what came since. An object that nothing maps any more stays, and is taken
@@ -77,11 +80,23 @@ impl SharedObjects {
 
     fn add(&mut self, key: Key, object: MappedObject, images: &mut ImagesDir) -> Result<(), DumpError> {
         if self.objects.iter().all(|known| known.key != key) {
-            let pages_id = PAGES_ID + 1 + self.objects.len() as u32;
-            let pages = images.create_pages(pages_id)?;
+            let (pages_id, pages) = images.create_pages()?;
             self.objects.push(SharedObject { key, object, pages, image: PagemapImage::new(pages_id) });
         }
         Ok(())
+    }
+
+    /// The number of the memfd `object`, which has `stat`; it may be mapped or not.
+    pub(super) fn memfd(
+        &mut self,
+        stat: &FileStat,
+        object: MappedObject,
+        images: &mut ImagesDir,
+    ) -> Result<u32, DumpError> {
+        let dev = (libc::major(stat.st_dev), libc::minor(stat.st_dev));
+        let key = (SharedKind::Memfd, dev, stat.st_ino);
+        self.add(key, object, images)?;
+        Ok(self.objects.iter().position(|o| o.key == key).map_or(0, |at| at as u32 + 1))
     }
 
     /// The number that the images know the object behind `vma` by.

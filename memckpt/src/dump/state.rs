@@ -1,12 +1,9 @@
 //! A process's state beyond its memory, as far as a checkpoint holds it yet: read from /proc.
 
-use crate::image::core::{Rseq, TaskState, ThreadState};
+use crate::image::core::TaskState;
 use crate::image::mm::MmNumbers;
-use crate::image::proto::TaskKobjIdsEntry;
 use crate::image::pstree::Process;
-use crate::kernel::maps::Vma;
-use crate::kernel::{SyscallError, status};
-use crate::target::ThreadRegisters;
+use crate::kernel::{SyscallError, process, status};
 
 use super::error::DumpError;
 
@@ -25,19 +22,14 @@ pub(super) fn uptime_us() -> Result<u64, SyscallError> {
     Ok((seconds * 1e6) as u64)
 }
 
-/// The process in its tree. `threads` come leader first.
-pub(super) fn process(pid: i32, threads: Vec<i32>) -> Result<Process, DumpError> {
+/// The process in its tree, below `parent` (0 for the root). `threads` come leader first.
+pub(super) fn process(pid: i32, ppid: i32, threads: Vec<i32>) -> Result<Process, DumpError> {
     let stat = status::stat(pid)?;
-    Ok(Process { pid, pgid: stat.pgid, sid: stat.sid, threads })
-}
-
-/// CRIU wants a number for each kind of object that tasks can share; a single process shares none.
-pub(super) fn kernel_objects() -> TaskKobjIdsEntry {
-    TaskKobjIdsEntry { vm_id: 1, files_id: 1, fs_id: 1, sighand_id: 1, ..TaskKobjIdsEntry::default() }
+    Ok(Process { pid, ppid, pgid: stat.pgid, sid: stat.sid, threads })
 }
 
 /// Where the address space has its parts: `/proc/PID/stat`, proc(5).
-pub(super) fn mm_numbers(pid: i32, vmas: &[Vma]) -> Result<MmNumbers, SyscallError> {
+pub(super) fn mm_numbers(pid: i32) -> Result<MmNumbers, SyscallError> {
     let stat = text(format!("/proc/{pid}/stat"))?;
     let fields: Vec<u64> = stat
         .rsplit_once(')')
@@ -46,7 +38,6 @@ pub(super) fn mm_numbers(pid: i32, vmas: &[Vma]) -> Result<MmNumbers, SyscallErr
     // The first field behind the name is number 3.
     let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
     let start_brk = field(47);
-    let heap_end = vmas.iter().filter(|v| v.name == "[heap]").map(|v| v.range.end.get()).max();
     Ok(MmNumbers {
         start_code: field(26),
         end_code: field(27),
@@ -54,7 +45,7 @@ pub(super) fn mm_numbers(pid: i32, vmas: &[Vma]) -> Result<MmNumbers, SyscallErr
         end_data: field(46),
         start_stack: field(28),
         start_brk,
-        brk: heap_end.unwrap_or(start_brk),
+        brk: start_brk,
         arg_start: field(48),
         arg_end: field(49),
         env_start: field(50),
@@ -84,41 +75,20 @@ pub(super) fn task(pid: i32) -> Result<TaskState, DumpError> {
         blocked: status::status(pid)?.sig_blocked,
         rlimits: rlimits(pid)?,
         oom_score_adj: text(format!("/proc/{pid}/oom_score_adj"))?.parse().ok(),
-        loginuid: None,
+        // Without CONFIG_AUDIT there is no such file.
+        loginuid: text(format!("/proc/{pid}/loginuid")).ok().and_then(|uid| uid.parse().ok()),
+        ..TaskState::default()
     })
 }
 
-/// include/uapi/asm-generic/resource.h; libc's constant is deprecated for not being fixed.
-const RLIM_NLIMITS: libc::__rlimit_resource_t = 16;
-
-/// Soft and hard limits in the order of their numbers, from prlimit(2).
-fn rlimits(pid: i32) -> Result<Vec<(u64, u64)>, SyscallError> {
-    (0..RLIM_NLIMITS)
-        .map(|resource| {
-            let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
-            // SAFETY: no new limit is given, and the old one goes to `limit`, which lives across the call.
-            let rc = unsafe { libc::prlimit64(pid, resource, std::ptr::null(), &raw mut limit) };
-            if rc < 0 {
-                return Err(SyscallError::last("prlimit64", format!("process {pid}")));
-            }
-            Ok((limit.rlim_cur, limit.rlim_max))
-        })
-        .collect()
+/// Soft and hard limits in the order of their numbers.
+fn rlimits(pid: i32) -> Result<Vec<(u64, u64)>, DumpError> {
+    let value = |limit: Option<u64>| limit.unwrap_or(libc::RLIM_INFINITY);
+    let limits = process::resource_limits(pid)?;
+    Ok(limits.into_iter().map(|limit| (value(limit.soft), value(limit.hard))).collect())
 }
 
-/// A thread as it stood still.
-pub(super) fn thread<'a>(pid: i32, registers: &'a ThreadRegisters) -> Result<ThreadState<'a>, DumpError> {
-    let tid = registers.tid;
-    Ok(ThreadState {
-        regs: registers.regs,
-        xstate: &registers.xstate,
-        blocked: registers.sigmask,
-        clear_tid_addr: 0,
-        robust_list: (registers.robust_list.head, registers.robust_list.len as u32),
-        rseq: registers.rseq.map(|r| Rseq { pointer: r.address, size: r.size, signature: r.signature }),
-        sigaltstack: None,
-        sched: None,
-        creds: None,
-        comm: text(format!("/proc/{pid}/task/{tid}/comm")).unwrap_or_default(),
-    })
+/// The name of a thread.
+pub(super) fn comm(pid: i32, tid: i32) -> Result<String, SyscallError> {
+    text(format!("/proc/{pid}/task/{tid}/comm"))
 }

@@ -2,6 +2,7 @@
 
 use crate::addr::{Chunk, PageCount};
 use crate::image::CheckpointMeta;
+use crate::image::meta::MetaProcess;
 use crate::kernel::maps::{self, Vma};
 use crate::range_set::RangeSet;
 use crate::tracker::agent::HintMode;
@@ -65,6 +66,8 @@ pub(super) struct Known {
     pub(super) doubtful: RangeSet,
     /// remap_file_pages(2) was seen here.
     pub(super) nonlinear: RangeSet,
+    /// The target may have made an io_uring since the epoch began.
+    pub(super) made_io_uring: bool,
     /// Why nothing can be inherited, if so.
     pub(super) broken: Option<String>,
     /// Why everything is scanned, if so.
@@ -78,13 +81,17 @@ impl Tracking {
     pub(super) fn find(pid: i32, wanted: Option<TrackerKind>) -> Result<Self, DumpError> {
         match SessionClient::connect(pid)? {
             Some(client) => Self::join(client, pid, wanted),
-            None => Ok(Self { session: None, source: dirty::open(None, pid)? }),
+            None => Self::none(pid),
         }
     }
 
+    /// Without a session, whether or not there is one: for a process that was just born.
+    pub(super) fn none(pid: i32) -> Result<Self, DumpError> {
+        Ok(Self { session: None, source: dirty::open(None, pid)? })
+    }
+
     /// Starts a session where the request wants the target tracked and there is none.
-    pub(super) fn start(self, request: &Request) -> Result<Self, DumpError> {
-        let pid = request.pid;
+    pub(super) fn start(self, pid: i32, request: &Request) -> Result<Self, DumpError> {
         if self.session.is_some() || !request.track_mem {
             return Ok(self);
         }
@@ -120,28 +127,32 @@ impl Tracking {
         self.info().and_then(|i| i.tracker)
     }
 
-    /// Why `parent` does not belong to the epoch being tracked, if it does not.
-    pub(super) fn mismatch(&self, parent: &CheckpointMeta) -> Option<String> {
+    /// Why `parent`, which says `then` of the process, does not belong to the epoch being tracked, if it does not.
+    pub(super) fn mismatch(&self, parent: &CheckpointMeta, then: &MetaProcess) -> Option<String> {
         let Some(info) = self.info() else {
             return Some("no session has tracked the process since the parent was taken".to_owned());
         };
-        if (parent.target.pid, parent.target.start_time) != (info.target.pid, info.target.start_time) {
-            let of = parent.target.pid;
+        if (then.target.pid, then.target.start_time) != (info.target.pid, info.target.start_time) {
+            let of = then.target.pid;
             return Some(format!("the parent is of process {of} as it was before, or of another one"));
         }
-        if parent.session.as_ref() != Some(&info.session) {
+        if then.session.as_ref() != Some(&info.session) {
             return Some(
                 "the parent was taken in another session, and nothing tracked the process in between"
                     .to_owned(),
             );
         }
-        if info.epoch_checkpoint.as_ref() != Some(&parent.id) {
-            return Some(format!(
+        match &info.epoch_checkpoint {
+            Some(began) if *began == parent.id => None,
+            // Only a checkpoint or an exec begins an epoch after the first.
+            None if info.epoch > Epoch::FIRST => {
+                Some("the process has called exec since the parent was taken".to_owned())
+            }
+            _ => Some(format!(
                 "the epoch being tracked ({}) began with another checkpoint, not with this parent",
                 info.epoch
-            ));
+            )),
         }
-        None
     }
 
     /// The layout before the freeze.
@@ -165,19 +176,21 @@ impl Tracking {
                 changed: RangeSet::new(),
                 doubtful: RangeSet::new(),
                 nonlinear: RangeSet::new(),
+                made_io_uring: true,
                 broken: Some("nothing tracks the process".to_owned()),
                 full_scan: Some("nothing tracks the process".to_owned()),
                 losses: 0,
             });
         };
         session.transaction = Transaction::Collected;
-        let Collected { vmas, touched, changed, doubtful, nonlinear, losses, broken, .. } =
+        let Collected { vmas, touched, changed, doubtful, nonlinear, made_io_uring, losses, broken, .. } =
             session.client.collect(session.generation)?;
         let (touched, full_scan) = match touched {
             Touched::Chunks(ranges) => (Some(ranges.into_iter().collect()), None),
             Touched::Everything { reason } => (None, Some(reason)),
         };
-        Ok(Known { vmas, touched, changed, doubtful, nonlinear, broken, full_scan, losses: losses.total() })
+        let losses = losses.total();
+        Ok(Known { vmas, touched, changed, doubtful, nonlinear, made_io_uring, broken, full_scan, losses })
     }
 
     /// The truth about changed pages.

@@ -1,132 +1,117 @@
-//! After the thaw: the images, and the inventory last.
+//! After the thaw: the images, and the inventory last. Then the end of the tree, if it is to end.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use crate::image::magic::{STATS_DUMP, core_name, mm_name, pagemap_name, pagemap_shmem_name};
-use crate::image::meta::{self, CheckpointKind, META, META_VERSION, MetaTarget};
+use crate::addr::PageCount;
+use crate::image::magic::{
+    ImageKind, PSTREE, SECCOMP, STATS_DUMP, core_name, mm_name, pagemap_name, pagemap_shmem_name,
+};
+use crate::image::meta::{self, CheckpointKind, Counters, META, META_VERSION, MetaProcess};
 use crate::image::pagemap::{PagemapFlags, PagemapImage};
-use crate::image::{CheckpointMeta, core, inventory, mm, pstree, stats};
+use crate::image::{CheckpointMeta, Image, ImagesDir, core, inventory, mm, pstree, stats};
 use crate::kernel::process;
-use crate::plan::{self, Evidence, PageAction, PlannedRun, VmaClass};
+use crate::kernel::status::Stat;
+use crate::plan::{PageAction, PlannedRun, VmaClass};
+use crate::target::{FreezeError, Zombie};
 use crate::tracker::agent::HintMode;
 
 use super::error::DumpError;
+use super::files::Files;
+use super::process::CapturedProcess;
 use super::request::{Kind, PageMode, Request};
+use super::shared::SharedObjects;
+use super::task::State;
 use super::{Captured, micros, state};
-
-/// The number in `pages-N.img`: there is one process.
-pub(super) const PAGES_ID: u32 = 1;
 
 impl Captured {
     /// Writes the images; makes the checkpoint whole; lets the session go if nobody wants it any more.
     pub(super) fn write(mut self, request: &Request) -> Result<CheckpointMeta, DumpError> {
         let writing = Instant::now();
-        let runs = self.compose()?;
-        let inherited = runs.iter().filter(|run| run.action == PageAction::Inherit);
-        self.counters.pages_inherited = inherited.map(|run| run.range.pages()).sum();
-        self.write_pagemap(&runs)?;
-        if let (Some(prev), Some(_)) = (&request.prev_images_dir, &self.parent) {
+        for process in &mut self.processes {
+            let runs = process.compose()?;
+            let inherited = runs.iter().filter(|run| run.action == PageAction::Inherit);
+            process.counters.pages_inherited = inherited.map(|run| run.range.pages()).sum();
+            let name = pagemap_name(process.target.pid);
+            self.images.write(&name, &pagemap(&name, process.pages_id, &runs)?)?;
+        }
+        if let (Some(prev), true) = (&request.prev_images_dir, self.has_parent()) {
             self.images.link_parent(prev)?;
         }
+        let shared_pages = self.write_shared()?;
         if request.kind == Kind::Dump {
-            self.write_shared()?;
-            self.write_process()?;
-            self.notes.push(
-                "holds memory and registers only: no descriptors, credentials, signals or timers yet".into(),
-            );
+            self.files.write(&mut self.images)?;
+            self.notes.extend_from_slice(self.files.notes());
+            self.write_tree()?;
         }
         self.timings.memwrite_us = micros(writing);
+        if !self.doomed.is_empty() {
+            self.timings.frozen_us = micros(self.stopped);
+        }
 
-        let meta = self.meta(request)?;
-        self.write_stats(request)?;
+        let meta = self.meta(request, shared_pages)?;
+        self.write_stats(&meta, request)?;
         self.images.write(META, &meta.encode().map_err(|e| DumpError::encode(META, e))?)?;
         let inventory = inventory::Inventory {
             pre_dump_mode: (request.kind == Kind::PreDump).then_some(meta.page_mode),
             uptime_us: state::uptime_us()?,
-            root_ids: (request.kind == Kind::Dump).then(state::kernel_objects),
+            root_ids: (request.kind == Kind::Dump).then(Files::root_objects),
             run_id: Some(self.checkpoint.to_string()),
+            blocks_connections: self.connections.are_blocked(),
         };
         self.images.finish(&inventory.encode())?;
 
+        if !self.doomed.is_empty() {
+            for process in self.doomed {
+                process.kill()?;
+            }
+            self.connections.end(&self.checkpoint.to_string(), request);
+            request.tell_release();
+        }
         if request.kind == Kind::Dump && !request.track_mem {
-            self.tracking.end(self.target.pid)?;
+            for process in self.processes {
+                process.tracking.end(process.target.pid)?;
+            }
         }
         Ok(meta)
     }
 
-    /// Every page of the checkpoint, own or inherited.
-    fn compose(&self) -> Result<Vec<PlannedRun>, DumpError> {
-        Ok(plan::compose(&Evidence {
-            areas: &self.layout.areas,
-            scanned: &self.scanned,
-            pages: &self.states,
-            parent: self.parent.as_ref().map(|p| &p.held),
-            changed: &self.known.changed,
-            doubtful: &self.known.doubtful,
-            tracking: self.known.broken.is_none(),
-        })?)
+    /// Whether anything may be left to the parent.
+    fn has_parent(&self) -> bool {
+        self.processes.iter().any(|process| process.parent.is_some())
     }
 
-    fn write_pagemap(&mut self, runs: &[PlannedRun]) -> Result<(), DumpError> {
-        let name = pagemap_name(self.target.pid);
-        let mut image = PagemapImage::new(PAGES_ID);
-        for run in runs {
-            let mut flags = match run.action {
-                PageAction::Dump => PagemapFlags::PRESENT,
-                PageAction::Inherit => PagemapFlags::PARENT,
-            };
-            flags.set(PagemapFlags::LAZY, run.lazy && run.action == PageAction::Dump);
-            image.push(run.range, flags).map_err(|e| DumpError::encode(&*name, e))?;
-        }
-        Ok(self.images.write(&name, &image.encode())?)
-    }
-
-    fn write_shared(&mut self) -> Result<(), DumpError> {
+    /// The content of shared memory without a file; how many pages there are.
+    fn write_shared(&mut self) -> Result<PageCount, DumpError> {
         for (id, image) in self.shared.images() {
             self.images.write(&pagemap_shmem_name(id), &image.encode())?;
         }
-        self.counters.shared_pages_written = self.shared.pages();
-        Ok(())
+        Ok(self.shared.pages())
     }
 
-    /// What a dump holds beyond memory: the tree, the address space, each thread's registers.
-    fn write_process(&mut self) -> Result<(), DumpError> {
-        let pid = self.target.pid;
-        let threads: Vec<i32> = self.registers.iter().map(|r| r.tid).collect();
-        self.images
-            .write(crate::image::magic::PSTREE, &pstree::encode_single(&state::process(pid, threads)?))?;
-
-        let vmas: Vec<mm::VmaRecord<'_>> = self
-            .layout
-            .iter()
-            .map(|(vma, class, facts)| mm::VmaRecord {
-                vma,
-                status: class.status(vma).bits(),
-                flags: class.map_flags(vma, facts),
-                madv: 0,
-                shmid: match class {
-                    VmaClass::SharedAnon(kind) => self.shared.id(vma, kind).map_or(0, u64::from),
-                    _ => 0,
-                },
-            })
-            .collect();
-        let entry = mm::mm_entry(&state::mm_numbers(pid, &self.layout.vmas)?, &state::auxv(pid)?, &vmas);
-        self.images.write(&mm_name(pid), &mm::encode(&entry))?;
-
-        let xsave = core::XsaveLayout::of_this_processor();
-        for registers in &self.registers {
-            let task = (registers.tid == pid).then(|| state::task(pid)).transpose()?;
-            let thread = state::thread(pid, registers)?;
-            let name = core_name(registers.tid);
-            let entry =
-                core::core_entry(&thread, task.as_ref(), &xsave).map_err(|e| DumpError::encode(&*name, e))?;
-            self.images.write(&name, &core::encode(&entry))?;
+    /// What a dump holds beyond memory: the tree, and of each process the address space and each thread's registers.
+    fn write_tree(&mut self) -> Result<(), DumpError> {
+        let states = self.processes.iter().filter_map(|process| process.state.as_ref());
+        let mut tree: Vec<pstree::Process> = states.map(|state| state.process.clone()).collect();
+        for Zombie { pid, stat } in &self.zombies {
+            let Stat { ppid, pgid, sid, .. } = *stat;
+            tree.push(pstree::Process { pid: *pid, ppid, pgid, sid, threads: vec![*pid] });
+            let entry = core::zombie(&stat.comm, stat.exit_code);
+            self.images.write(&core_name(*pid), &core::encode(&entry))?;
+        }
+        self.images.write(PSTREE, &pstree::encode(&tree))?;
+        if let Some(entry) = self.filters.entry() {
+            self.images.write(SECCOMP, &Image::new(ImageKind::Seccomp).with(entry).into_bytes())?;
+        }
+        for process in &self.processes {
+            if let Some(state) = &process.state {
+                write_process(process, state, &self.files, &self.shared, &mut self.images)?;
+            }
         }
         Ok(())
     }
 
-    fn write_stats(&mut self, request: &Request) -> Result<(), DumpError> {
-        let bytes = stats::encode(&self.counters, &self.timings);
+    fn write_stats(&mut self, meta: &CheckpointMeta, request: &Request) -> Result<(), DumpError> {
+        let bytes = stats::encode(&meta.counters, &meta.timings);
         match &request.work_dir {
             None => Ok(self.images.write(STATS_DUMP, &bytes)?),
             Some(dir) => {
@@ -137,8 +122,18 @@ impl Captured {
         }
     }
 
-    fn meta(&self, request: &Request) -> Result<CheckpointMeta, DumpError> {
-        let info = self.tracking.info();
+    fn meta(&self, request: &Request, shared_pages: PageCount) -> Result<CheckpointMeta, DumpError> {
+        let Some((root, descendants)) = self.processes.split_first() else {
+            return Err(FreezeError::Gone { pid: request.pid }.into());
+        };
+        let mut counters = Counters { shared_pages_written: shared_pages, ..Counters::default() };
+        self.processes.iter().for_each(|process| counters.add(&process.counters));
+        let mut audit = root.audit.clone();
+        if let Some(audit) = &mut audit {
+            descendants.iter().filter_map(|process| process.audit.clone()).for_each(|more| audit.add(more));
+        }
+        let MetaProcess { target, session, epoch, async_io } = root.meta();
+        let spliced = |process: &CapturedProcess| process.mode == PageMode::Splice;
         Ok(CheckpointMeta {
             version: META_VERSION,
             memckpt: env!("CARGO_PKG_VERSION").to_owned(),
@@ -147,28 +142,94 @@ impl Captured {
                 Kind::PreDump => CheckpointKind::PreDump,
                 Kind::Dump => CheckpointKind::Dump,
             },
-            parent: self.parent.as_ref().map(|p| p.meta.id.clone()),
-            session: info.map(|i| i.session.clone()),
-            epoch: self.epoch,
-            tracker: self.tracking.tracker().map(|t| t.to_string()),
-            hint_mode: info.map(|i| match (&i.hint_mode, &self.known.full_scan) {
+            parent: self.processes.iter().find_map(|process| Some(process.parent.as_ref()?.id.clone())),
+            session,
+            epoch,
+            tracker: root.tracking.tracker().map(|t| t.to_string()),
+            hint_mode: root.tracking.info().map(|i| match (&i.hint_mode, &root.known.full_scan) {
                 (HintMode::Complete, None) => "complete".to_owned(),
                 (HintMode::Complete, Some(reason)) => format!("complete, but all was scanned: {reason}"),
                 // The session's notes say what is missing.
                 (HintMode::Incomplete { .. }, _) => "incomplete".to_owned(),
                 (HintMode::None, _) => "none".to_owned(),
             }),
-            page_mode: match self.mode {
-                PageMode::Splice => meta::PageMode::Splice,
-                PageMode::Read => meta::PageMode::Read,
+            page_mode: match self.processes.iter().all(spliced) {
+                true => meta::PageMode::Splice,
+                false => meta::PageMode::Read,
             },
-            target: MetaTarget { pid: self.target.pid, start_time: self.target.start_time },
+            target,
             boot_id: process::boot_id()?,
             taken_unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64),
-            counters: self.counters,
-            audit: self.audit.clone(),
+            async_io,
+            descendants: descendants.iter().map(CapturedProcess::meta).collect(),
+            counters,
+            audit,
             timings: self.timings,
             notes: self.notes.clone(),
         })
     }
+}
+
+/// The address space and the threads of a process.
+fn write_process(
+    process: &CapturedProcess,
+    state: &State,
+    files: &Files,
+    shared: &SharedObjects,
+    images: &mut ImagesDir,
+) -> Result<(), DumpError> {
+    let pid = process.target.pid;
+    let vmas: Vec<mm::VmaRecord<'_>> = process
+        .layout
+        .iter()
+        .map(|(vma, class, facts)| {
+            let mapped = files.mapping(pid, vma.range);
+            let object = match class {
+                VmaClass::SharedAnon(kind) => shared.id(vma, kind),
+                _ => None,
+            };
+            mm::VmaRecord {
+                vma,
+                status: class.status(vma).bits(),
+                flags: class.map_flags(vma, facts),
+                madv: match class {
+                    VmaClass::Private(_) | VmaClass::SharedFile | VmaClass::SharedAnon(_) => {
+                        process.layout.advice(vma)
+                    }
+                    // The kernel's own, which it marks as it likes.
+                    _ => 0,
+                },
+                shmid: mapped.map(|file| file.id).or(object).map_or(0, u64::from),
+                fdflags: mapped.map(|file| file.flags),
+            }
+        })
+        .collect();
+    let mut entry = mm::mm_entry(&state.mm, &state.auxv, &vmas);
+    entry.exe_file_id = files.executable(pid);
+    entry.thp_disabled = state.thp_disabled.then_some(true);
+    images.write(&mm_name(pid), &mm::encode(&entry))?;
+
+    let xsave = core::XsaveLayout::of_this_processor();
+    for (n, registers) in process.registers.iter().enumerate() {
+        let Some(thread) = state.thread(n, registers) else { continue };
+        let task = (registers.tid == pid).then_some(&state.task);
+        let name = core_name(registers.tid);
+        let entry = core::core_entry(&thread, task, &xsave).map_err(|e| DumpError::encode(&*name, e))?;
+        images.write(&name, &core::encode(&entry))?;
+    }
+    Ok(())
+}
+
+/// The content of the pagemap image `name`.
+fn pagemap(name: &str, pages_id: u32, runs: &[PlannedRun]) -> Result<Vec<u8>, DumpError> {
+    let mut image = PagemapImage::new(pages_id);
+    for run in runs {
+        let mut flags = match run.action {
+            PageAction::Dump => PagemapFlags::PRESENT,
+            PageAction::Inherit => PagemapFlags::PARENT,
+        };
+        flags.set(PagemapFlags::LAZY, run.lazy && run.action == PageAction::Dump);
+        image.push(run.range, flags).map_err(|e| DumpError::encode(name, e))?;
+    }
+    Ok(image.encode())
 }

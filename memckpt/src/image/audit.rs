@@ -52,6 +52,17 @@ pub enum Wrong {
 }
 
 impl Audit {
+    /// Adds what was found in another process of the tree.
+    pub fn add(&mut self, other: Self) {
+        self.vmas += other.vmas;
+        self.pages_scanned += other.pages_scanned;
+        self.pages_compared += other.pages_compared;
+        self.pages_overstated += other.pages_overstated;
+        self.disagreements += other.disagreements;
+        self.told.extend(other.told);
+        self.told.truncate(TOLD);
+    }
+
     /// Notes that `what` is wrong with `range`.
     pub fn found(&mut self, range: AddrRange, what: Wrong) {
         self.disagreements += if what == Wrong::Layout { 1 } else { range.pages().get() };

@@ -4,8 +4,9 @@ mod xsave;
 
 use super::magic::ImageKind;
 use super::proto::{
-    CoreEntry, CredsEntry, March, RlimitEntry, RseqEntry, TaskCoreEntry, TaskRlimitsEntry, ThreadCoreEntry,
-    ThreadInfoX86, ThreadSasEntry, UserDesc, UserX86Regs, UserX86RegsMode,
+    CoreEntry, CredsEntry, March, RlimitEntry, RseqEntry, SaEntry, SeccompMode, SiginfoEntry,
+    SignalQueueEntry, TaskCoreEntry, TaskRlimitsEntry, TaskTimersEntry, ThreadCoreEntry, ThreadInfoX86,
+    ThreadSasEntry, UserDesc, UserX86Regs, UserX86RegsMode,
 };
 use super::record::Image;
 
@@ -45,6 +46,12 @@ pub struct ThreadState<'a> {
     pub creds: Option<CredsEntry>,
     /// `/proc/PID/task/TID/comm`
     pub comm: String,
+    /// The signal that it gets when its parent ends; 0 for none.
+    pub pdeath_signal: u32,
+    /// Pending signals, each a siginfo_t; `None` where they are not recorded.
+    pub pending: Option<Vec<Vec<u8>>>,
+    /// seccomp(2) mode, and the number of its newest filter in `seccomp.img`; `None` where it is not recorded.
+    pub seccomp: Option<(SeccompMode, Option<u32>)>,
 }
 
 /// What belongs to the process; in its leader's core image.
@@ -64,16 +71,31 @@ pub struct TaskState {
     pub oom_score_adj: Option<i32>,
     /// `/proc/PID/loginuid`
     pub loginuid: Option<u32>,
+    /// Signal handlers, of all signals but SIGKILL and SIGSTOP; none where they are not recorded.
+    pub sigactions: Vec<SaEntry>,
+    /// Interval timers and POSIX timers, where they are recorded.
+    pub timers: Option<TaskTimersEntry>,
+    /// Signals pending for the process, each a siginfo_t; `None` where they are not recorded.
+    pub pending: Option<Vec<Vec<u8>>>,
+    /// PR_GET_CHILD_SUBREAPER
+    pub child_subreaper: bool,
+    /// The signal that has stopped it, if it is stopped.
+    pub stopped_by: Option<i32>,
 }
 
 /// CRIU's number for a task that runs.
 const TASK_ALIVE: u32 = 1;
+/// CRIU's number for a task that a signal has stopped.
+const TASK_STOPPED: u32 = 3;
+/// CRIU's number for a zombie.
+pub(super) const TASK_DEAD: u32 = 2;
 /// The first of the three TLS entries of the GDT on x86-64 (GDT_ENTRY_TLS_MIN).
 const FIRST_TLS_ENTRY: u32 = 12;
 
 /// Sets the registers as a restored thread needs them: a system call that was interrupted to stop the thread is made
 /// again, or returns EINTR, as the kernel does when no handler runs (arch_do_signal_or_restart(), arch/x86/kernel/signal.c).
-/// What ERESTART_RESTARTBLOCK would continue with does not survive the kernel that knows it.
+/// What ERESTART_RESTARTBLOCK would continue with does not survive the kernel that knows it; a wait without end, or until a point
+/// in time, is the same when it is made again.
 fn settle_system_call(regs: &mut libc::user_regs_struct) {
     const ERESTARTSYS: i64 = 512;
     const ERESTARTNOINTR: i64 = 513;
@@ -90,8 +112,23 @@ fn settle_system_call(regs: &mut libc::user_regs_struct) {
             regs.rax = regs.orig_rax;
             regs.rip = regs.rip.wrapping_sub(SYSCALL_LEN);
         }
+        ERESTART_RESTARTBLOCK if is_the_same_again(regs) => {
+            regs.rax = regs.orig_rax;
+            regs.rip = regs.rip.wrapping_sub(SYSCALL_LEN);
+        }
         ERESTART_RESTARTBLOCK => regs.rax = i64::from(-libc::EINTR) as u64,
         _ => {}
+    }
+}
+
+/// Whether a call that restart_syscall(2) continues waits no longer if it is made again from the start.
+fn is_the_same_again(regs: &libc::user_regs_struct) -> bool {
+    match regs.orig_rax as i64 {
+        // The timeout, in milliseconds; do_restart_poll() in fs/select.c.
+        libc::SYS_poll => (regs.rdx as i32) < 0,
+        // Timeouts of all but FUTEX_WAIT are points in time; futex_wait_restart() in kernel/futex/waitwake.c.
+        libc::SYS_futex => regs.rsi as i32 & libc::FUTEX_CMD_MASK == libc::FUTEX_WAIT_BITSET,
+        _ => false,
     }
 }
 
@@ -172,6 +209,10 @@ pub fn core_entry(
                 rseq_cs_pointer: None,
             }),
             cg_set: Some(1),
+            pdeath_sig: (thread.pdeath_signal != 0).then_some(thread.pdeath_signal),
+            signals_p: thread.pending.as_deref().map(signal_queue),
+            seccomp_mode: thread.seccomp.map(|(mode, _)| mode as i32),
+            seccomp_filter: thread.seccomp.and_then(|(_, filter)| filter),
             ..Default::default()
         }),
     })
@@ -180,7 +221,7 @@ pub fn core_entry(
 fn task_core(task: &TaskState) -> TaskCoreEntry {
     let rlimits = task.rlimits.iter().map(|&(cur, max)| RlimitEntry { cur, max }).collect();
     TaskCoreEntry {
-        task_state: TASK_ALIVE,
+        task_state: if task.stopped_by.is_some() { TASK_STOPPED } else { TASK_ALIVE },
         exit_code: 0,
         personality: task.personality,
         flags: task.flags,
@@ -189,6 +230,32 @@ fn task_core(task: &TaskState) -> TaskCoreEntry {
         rlimits: Some(TaskRlimitsEntry { rlimits }),
         oom_score_adj: task.oom_score_adj,
         loginuid: task.loginuid,
+        timers: task.timers.clone(),
+        signals_s: task.pending.as_deref().map(signal_queue),
+        sigactions: task.sigactions.clone(),
+        child_subreaper: Some(task.child_subreaper),
+        stop_signo: task.stopped_by.map(|signal| signal as u32),
+        ..Default::default()
+    }
+}
+
+fn signal_queue(infos: &[Vec<u8>]) -> SignalQueueEntry {
+    SignalQueueEntry {
+        signals: infos.iter().map(|siginfo| SiginfoEntry { siginfo: siginfo.clone() }).collect(),
+    }
+}
+
+/// The core image of a process that has ended with `exit_code`, as wait(2) tells it, and was not waited for.
+#[must_use]
+pub fn zombie(comm: &str, exit_code: i32) -> CoreEntry {
+    CoreEntry {
+        mtype: March::X8664 as i32,
+        tc: Some(TaskCoreEntry {
+            task_state: TASK_DEAD,
+            exit_code: exit_code as u32,
+            comm: comm.to_owned(),
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }

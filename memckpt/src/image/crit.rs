@@ -35,6 +35,9 @@ fn thread(xstate: &[u8]) -> ThreadState<'_> {
         sched: Some((-5, 0, 0)),
         creds: None,
         comm: "t".into(),
+        pdeath_signal: 0,
+        pending: Some(Vec::new()),
+        seccomp: None,
     }
 }
 
@@ -47,8 +50,8 @@ fn write(dir: &Path) {
         let entry = core_entry(&thread(&xstate), task, &layout).unwrap();
         images.write(&magic::core_name(tid), &core::encode(&entry)).unwrap();
     }
-    let process = Process { pid: PID, pgid: PID, sid: 1, threads: vec![PID, TID] };
-    images.write(magic::PSTREE, &pstree::encode_single(&process)).unwrap();
+    let process = Process { pid: PID, ppid: 0, pgid: PID, sid: 1, threads: vec![PID, TID] };
+    images.write(magic::PSTREE, &pstree::encode(&[process])).unwrap();
 
     let heap = Vma {
         range: AddrRange::new(0x5615_a18f_2000, 0x5615_a191_3000),
@@ -59,7 +62,7 @@ fn write(dir: &Path) {
         inode: 0,
         name: "[heap]".into(),
     };
-    let record = VmaRecord { vma: &heap, status: 545, flags: 0x22, madv: 0x8000, shmid: 0 };
+    let record = VmaRecord { vma: &heap, status: 545, flags: 0x22, madv: 0x8000, shmid: 0, fdflags: None };
     let entry =
         mm::mm_entry(&MmNumbers { brk: 0x5615_a191_3000, ..Default::default() }, &[6, 4096], &[record]);
     images.write(&magic::mm_name(PID), &mm::encode(&entry)).unwrap();
@@ -73,7 +76,7 @@ fn write(dir: &Path) {
     };
     map.push(run(0, 2), PagemapFlags::PRESENT | PagemapFlags::LAZY).unwrap();
     map.push(run(2, 5), PagemapFlags::PARENT).unwrap();
-    images.create_pages(1).unwrap().write_at(0, &[1; 2 * PAGE_SIZE as usize]).unwrap();
+    images.create_pages().unwrap().1.write_at(0, &[1; 2 * PAGE_SIZE as usize]).unwrap();
     images.write(&magic::pagemap_name(PID), &map.encode()).unwrap();
 
     let sample = meta::tests::sample();
@@ -83,6 +86,7 @@ fn write(dir: &Path) {
         pre_dump_mode: Some(PageMode::Splice),
         uptime_us: 77,
         run_id: Some(sample.id.to_string()),
+        blocks_connections: true,
         root_ids: None,
     };
     images.finish(&inventory.encode()).unwrap();

@@ -71,6 +71,7 @@ pub struct ImagesDir {
     fd: OwnedFd,
     path: PathBuf,
     created: Vec<String>,
+    pages_files: u32,
     finished: bool,
 }
 
@@ -86,7 +87,7 @@ impl ImagesDir {
             Errno::EACCES => DirError::NotWritable { path: path.to_owned(), source: errno.into() },
             _ => SyscallError::new("open", path.display().to_string(), errno).into(),
         })?;
-        let dir = Self { fd, path: path.to_owned(), created: Vec::new(), finished: false };
+        let dir = Self { fd, path: path.to_owned(), created: Vec::new(), pages_files: 0, finished: false };
         nix::unistd::faccessat(&dir.fd, ".", AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS)
             .map_err(|e| DirError::NotWritable { path: path.to_owned(), source: e.into() })?;
         let names = files::names(&dir.fd).map_err(|e| dir.error("getdents64", ".", e))?;
@@ -170,14 +171,15 @@ impl ImagesDir {
         file.write_all(bytes).map_err(|e| self.error("write", name, e).into())
     }
 
-    /// Makes `pages-ID.img`.
+    /// Makes the next `pages-ID.img`, and says its number.
     ///
     /// # Errors
     /// As [`Self::create`].
-    pub fn create_pages(&mut self, id: u32) -> Result<PagesFile, DirError> {
-        let name = pages_name(id);
+    pub fn create_pages(&mut self) -> Result<(u32, PagesFile), DirError> {
+        self.pages_files += 1;
+        let name = pages_name(self.pages_files);
         let file = self.create(&name)?;
-        Ok(PagesFile::new(file, self.path.join(name).display().to_string()))
+        Ok((self.pages_files, PagesFile::new(file, self.path.join(name).display().to_string())))
     }
 
     /// Makes the checkpoint whole: everything goes to disk, then `inventory` appears under its name, then that too

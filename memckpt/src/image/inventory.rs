@@ -8,6 +8,9 @@ use super::record::Image;
 /// The format version written since CRIU 1.
 const IMG_VERSION: u32 = 2;
 
+/// CRIU's enum NETWORK_LOCK_METHOD: iptables is 0.
+const NETWORK_LOCK_NFTABLES: u32 = 1;
+
 /// What an inventory says.
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
@@ -19,6 +22,8 @@ pub struct Inventory {
     pub root_ids: Option<TaskKobjIdsEntry>,
     /// The checkpoint's name, as `dump_criu_run_id`.
     pub run_id: Option<String>,
+    /// The packets of its TCP connections are dropped, by nf_tables, until it is restored.
+    pub blocks_connections: bool,
 }
 
 impl Inventory {
@@ -38,6 +43,7 @@ impl Inventory {
                 PageMode::Read => 2,
             }),
             dump_criu_run_id: self.run_id.clone(),
+            network_lock_method: self.blocks_connections.then_some(NETWORK_LOCK_NFTABLES),
             ..Default::default()
         };
         Image::new(ImageKind::Inventory).with(&entry).into_bytes()

@@ -62,6 +62,23 @@ pub struct Counters {
     pub losses: u64,
 }
 
+impl Counters {
+    /// Adds what another process of the tree counted.
+    pub fn add(&mut self, other: &Self) {
+        self.pages_scanned += other.pages_scanned;
+        self.entries_read += other.entries_read;
+        self.pages_written += other.pages_written;
+        self.pages_inherited += other.pages_inherited;
+        self.shared_pages_written += other.shared_pages_written;
+        self.layout_events += other.layout_events;
+        self.losses += other.losses;
+        self.chunks_touched = match (self.chunks_touched, other.chunks_touched) {
+            (Some(a), Some(b)) => Some(a + b),
+            (a, b) => a.or(b),
+        };
+    }
+}
+
 /// How long the steps took, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -76,6 +93,35 @@ pub struct Timings {
     pub memwrite_us: u64,
     /// Clearing the dirty state.
     pub clear_us: u64,
+}
+
+/// Asynchronous I/O of the target's: whether some may have been under way at the freeze, to land in a page that read clean
+/// (docs/soundness.md, row 34).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AsyncIo {
+    /// None.
+    #[default]
+    None,
+    /// It had an io_uring since the checkpoint before: what a closed one has under way ends in the background
+    /// (io_ring_exit_work(), io_uring/io_uring.c).
+    Ending,
+    /// It has an AIO context or an io_uring.
+    Present,
+}
+
+/// What an incremental checkpoint must know of a process in its parent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetaProcess {
+    /// Which process.
+    pub target: MetaTarget,
+    /// The session that tracked it, if one did.
+    pub session: Option<SessionId>,
+    /// The epoch that the checkpoint's clear began; `None` where nothing was cleared.
+    pub epoch: Option<Epoch>,
+    /// Whether asynchronous I/O of the process may have been under way.
+    #[serde(default)]
+    pub async_io: AsyncIo,
 }
 
 /// One checkpoint.
@@ -101,13 +147,19 @@ pub struct CheckpointMeta {
     pub hint_mode: Option<String>,
     /// How the pages left the target.
     pub page_mode: PageMode,
-    /// Which process it is of.
+    /// Which process it is of: the root of the tree.
     pub target: MetaTarget,
     /// `/proc/sys/kernel/random/boot_id`: PIDs and start times mean nothing in another boot.
     pub boot_id: String,
     /// When the target was frozen, in milliseconds since 1970.
     pub taken_unix_ms: u64,
-    /// What it counted.
+    /// Whether asynchronous I/O may have been under way.
+    #[serde(default)]
+    pub async_io: AsyncIo,
+    /// The root's descendants.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub descendants: Vec<MetaProcess>,
+    /// What it counted, over all processes.
     #[serde(default)]
     pub counters: Counters,
     /// How long it took.
@@ -133,6 +185,16 @@ pub enum MetaError {
 }
 
 impl CheckpointMeta {
+    /// What it says of process `pid`, if it holds that.
+    #[must_use]
+    pub fn process(&self, pid: i32) -> Option<MetaProcess> {
+        if self.target.pid == pid {
+            let Self { target, session, epoch, async_io, .. } = self.clone();
+            return Some(MetaProcess { target, session, epoch, async_io });
+        }
+        self.descendants.iter().find(|process| process.target.pid == pid).cloned()
+    }
+
     /// The file's content.
     ///
     /// # Errors
@@ -180,6 +242,8 @@ pub(crate) mod tests {
             target: MetaTarget { pid: 100, start_time: 12345 },
             boot_id: "b".into(),
             taken_unix_ms: 1_700_000_000_000,
+            async_io: AsyncIo::Ending,
+            descendants: Vec::new(),
             counters: Counters { pages_written: PageCount(3), ..Counters::default() },
             timings: Timings { frozen_us: 900, ..Timings::default() },
             audit: None,

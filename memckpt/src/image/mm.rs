@@ -47,8 +47,10 @@ pub struct VmaRecord<'a> {
     pub flags: u32,
     /// A bit for each advice of madvise(2) in force, by its number; 0 for none.
     pub madv: u64,
-    /// The object of `pagemap-shmem-ID.img` that it maps; 0 for none.
+    /// The file of `files.img` that it maps, or the object of `pagemap-shmem-ID.img`; 0 for none.
     pub shmid: u64,
+    /// How that file was opened: O_RDONLY, O_WRONLY or O_RDWR.
+    pub fdflags: Option<u32>,
 }
 
 impl VmaRecord<'_> {
@@ -66,7 +68,7 @@ impl VmaRecord<'_> {
             status: self.status,
             fd: -1,
             madv: (self.madv != 0).then_some(self.madv),
-            fdflags: None,
+            fdflags: self.fdflags,
         }
     }
 }
@@ -144,7 +146,14 @@ mod tests {
         let records: Vec<_> = vmas
             .iter()
             .zip(facts)
-            .map(|(vma, (status, madv))| VmaRecord { vma, status, flags: 0x22, madv, shmid: 0 })
+            .map(|(vma, (status, madv))| VmaRecord {
+                vma,
+                status,
+                flags: 0x22,
+                madv,
+                shmid: 0,
+                fdflags: None,
+            })
             .collect();
         let numbers = MmNumbers { start_code: 0x5615_927a_e000, dumpable: Some(1), ..Default::default() };
         let entry = mm_entry(&numbers, &[33, 140_624_387_567_616], &records);

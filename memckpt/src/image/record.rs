@@ -171,7 +171,20 @@ impl Image {
         self.bytes.extend_from_slice(&message.encode_to_vec());
     }
 
-    /// The same, as part of an expression.
+    /// Adds bytes behind the record that tells of them: what a pipe, a queue or a ghost file holds.
+    pub fn push_raw(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// An image of `kind` with `records`.
+    #[must_use]
+    pub fn of<'a, M: Message + 'a>(kind: ImageKind, records: impl IntoIterator<Item = &'a M>) -> Self {
+        let mut image = Self::new(kind);
+        records.into_iter().for_each(|record| image.push(record));
+        image
+    }
+
+    /// [`Self::push`] as part of an expression.
     #[must_use]
     pub fn with(mut self, message: &impl Message) -> Self {
         self.push(message);

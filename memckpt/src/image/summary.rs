@@ -7,9 +7,10 @@ use serde::Serialize;
 use crate::addr::{AddrRange, PageCount};
 
 use super::chain::{Chain, ChainError, Member};
+use super::core::TASK_DEAD;
 use super::meta::{CheckpointKind, CheckpointMeta};
 use super::pagemap::PagemapFlags;
-use super::proto::VmaEntry;
+use super::proto::{PstreeEntry, TaskCoreEntry, VmaEntry};
 
 /// A checkpoint and its chain.
 #[derive(Clone, Debug, Serialize)]
@@ -35,6 +36,10 @@ pub struct Summary {
 pub struct ProcessSummary {
     /// PID.
     pub pid: u32,
+    /// Its parent; 0 for the root.
+    pub ppid: u32,
+    /// How it ended, as wait(2) tells it: nobody had taken notice yet. `None`: it lived.
+    pub exit_code: Option<u32>,
     /// Process group.
     pub pgid: u32,
     /// Session.
@@ -127,8 +132,14 @@ fn processes(member: &Member) -> Result<Vec<ProcessSummary>, ChainError> {
     let mut processes = Vec::new();
     for process in member.tree()? {
         let mut threads = Vec::new();
+        let mut exit_code = None;
         for tid in process.threads {
             let core = member.core(tid as i32)?;
+            let ended = |tc: &&TaskCoreEntry| tc.task_state == TASK_DEAD;
+            if let Some(tc) = core.as_ref().and_then(|core| core.tc.as_ref()).filter(ended) {
+                exit_code = Some(tc.exit_code);
+                continue;
+            }
             let regs = core.as_ref().and_then(|core| core.thread_info.as_ref()).map(|info| &info.gpregs);
             threads.push(ThreadSummary {
                 tid,
@@ -137,7 +148,8 @@ fn processes(member: &Member) -> Result<Vec<ProcessSummary>, ChainError> {
                 comm: core.as_ref().and_then(|core| core.thread_core.as_ref()?.comm.clone()),
             });
         }
-        processes.push(ProcessSummary { pid: process.pid, pgid: process.pgid, sid: process.sid, threads });
+        let PstreeEntry { pid, ppid, pgid, sid, .. } = process;
+        processes.push(ProcessSummary { pid, ppid, exit_code, pgid, sid, threads });
     }
     Ok(processes)
 }

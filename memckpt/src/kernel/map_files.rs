@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
@@ -25,6 +26,14 @@ impl MappedObject {
     /// ENOENT: no such mapping, or nothing behind it. EPERM: too few rights.
     pub fn open(pid: i32, vma: AddrRange) -> Result<Self, SyscallError> {
         let path = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start.get(), vma.end.get());
+        Self::open_path(path)
+    }
+
+    /// Opens the object that a link of /proc leads to: `/proc/PID/fd/FD` does as well.
+    ///
+    /// # Errors
+    /// open(2) fails.
+    pub fn open_path(path: String) -> Result<Self, SyscallError> {
         match File::open(&path) {
             Ok(file) => Ok(Self { file, path }),
             Err(e) => Err(SyscallError::new("open", path, e)),
@@ -37,6 +46,21 @@ impl MappedObject {
     /// fstat(2) fails.
     pub fn len(&self) -> Result<u64, SyscallError> {
         Ok(self.file.metadata().map_err(|e| self.error("fstat", e))?.len())
+    }
+
+    /// The link that it was opened by.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Whether it consists of huge pages.
+    ///
+    /// # Errors
+    /// fstatfs(2) fails.
+    pub fn is_hugetlb(&self) -> Result<bool, SyscallError> {
+        let stat = nix::sys::statfs::fstatfs(&self.file).map_err(|e| self.error("fstatfs", e.into()))?;
+        Ok(stat.filesystem_type() == nix::sys::statfs::HUGETLBFS_MAGIC)
     }
 
     /// Its inode number; 0 if it cannot be asked.
@@ -103,6 +127,12 @@ impl MappedObject {
 
     fn error(&self, call: &'static str, source: io::Error) -> SyscallError {
         SyscallError::new(call, self.path.clone(), source)
+    }
+}
+
+impl AsFd for MappedObject {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

@@ -36,6 +36,13 @@ impl ProcMem {
         self.file.read_exact_at(buffer, addr.get()).map_err(|e| self.error("pread", addr, e))
     }
 
+    /// Whether the address space is gone: the process has ended, or called exec since (mem_rw(), fs/proc/base.c, reads
+    /// nothing then). `addr`: any address of it.
+    #[must_use]
+    pub fn is_gone(&self, addr: Addr) -> bool {
+        self.file.read_at(&mut [0], addr.get()).is_ok_and(|read| read == 0)
+    }
+
     /// Writes `bytes` from `addr` on; into a private mapping whatever its protection.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! Facts about a process: which one it is, its threads, what it shares, what it may.
 
+use std::time::Duration;
+
 use std::fs::File;
 use std::io::Read;
 
@@ -49,6 +51,16 @@ impl TargetId {
     /// No such process.
     pub fn of(pid: i32) -> Result<Self, ProcessError> {
         Ok(Self { pid, start_time: start_time(pid)? })
+    }
+
+    /// How long ago it started, to about 10 ms; `None` where the clock cannot be read. CLOCK_BOOTTIME, as start times are
+    /// (proc(5)).
+    #[must_use]
+    pub fn age(&self) -> Option<Duration> {
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).ok()?;
+        let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
+        let start = Duration::from_secs_f64(self.start_time as f64 / ticks as f64);
+        Some(Duration::from(now).saturating_sub(start))
     }
 
     /// Whether this very process still runs: not ended, no zombie, no other one under its number.
@@ -160,19 +172,33 @@ pub fn bitness(pid: i32) -> Result<Bitness, ProcessError> {
     })
 }
 
-/// A resource limit of `pid` (RLIMIT_AS, ...), without changing it.
+/// The resource limits of process `pid`, in the order of their numbers: `/proc/PID/limits`, which anybody may read. prlimit(2) asks
+/// for CAP_SYS_RESOURCE where the process is another user's.
 ///
 /// # Errors
-/// ESRCH, or EPERM without CAP_SYS_RESOURCE on another user's process.
-pub fn resource_limit(pid: i32, resource: libc::__rlimit_resource_t) -> Result<ResourceLimit, SyscallError> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: no new limit is given; the kernel writes one rlimit.
-    let result = unsafe { libc::prlimit(pid, resource, std::ptr::null(), &raw mut limit) };
-    if result < 0 {
-        return Err(SyscallError::last("prlimit", format!("process {pid}")));
-    }
-    let bound = |value: libc::rlim_t| (value != libc::RLIM_INFINITY).then_some(value);
-    Ok(ResourceLimit { soft: bound(limit.rlim_cur), hard: bound(limit.rlim_max) })
+/// The process is gone, or the file is not understood.
+pub fn resource_limits(pid: i32) -> Result<Vec<ResourceLimit>, ProcessError> {
+    /// How many there are (include/uapi/asm-generic/resource.h).
+    const LIMITS: usize = 16;
+    let path = format!("/proc/{pid}/limits");
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {
+            return Err(ProcessError::NoSuchProcess { pid });
+        }
+        Err(e) => return Err(SyscallError::new("read", path, e).into()),
+    };
+    let limits: Option<Vec<ResourceLimit>> = text.lines().skip(1).map(parse_limit).collect();
+    limits.filter(|limits| limits.len() == LIMITS).ok_or(ProcessError::Malformed { path })
+}
+
+/// A name of 25 columns, a soft and a hard limit, perhaps a unit.
+fn parse_limit(line: &str) -> Option<ResourceLimit> {
+    let mut values = line.get(25..)?.split_ascii_whitespace().map(|value| match value {
+        "unlimited" => Some(None),
+        value => value.parse().ok().map(Some),
+    });
+    Some(ResourceLimit { soft: values.next()??, hard: values.next()?? })
 }
 
 /// The ID of this boot: PIDs and start times mean nothing in another one.
@@ -231,7 +257,7 @@ mod tests {
             )
             .unwrap();
         assert_eq!(
-            resource_limit(pid, libc::RLIMIT_AS).unwrap(),
+            resource_limits(pid).unwrap()[libc::RLIMIT_AS as usize],
             ResourceLimit { soft: Some(1 << 40), hard: Some(1 << 40) }
         );
         let own = std::process::id() as i32;

@@ -9,6 +9,7 @@ use std::mem::{MaybeUninit, size_of};
 use super::SyscallError;
 
 /// Where the glibc headers lag behind include/uapi/linux/ptrace.h.
+const PTRACE_PEEKSIGINFO: libc::c_uint = 0x4209;
 const PTRACE_GETSIGMASK: libc::c_uint = 0x420a;
 const PTRACE_SETSIGMASK: libc::c_uint = 0x420b;
 const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
@@ -203,6 +204,44 @@ pub fn seccomp_filter(tid: i32, index: usize) -> Result<Option<Vec<libc::sock_fi
     let mut filter = vec![libc::sock_filter { code: 0, jt: 0, jf: 0, k: 0 }; len as usize];
     call(name, PTRACE_SECCOMP_GET_FILTER, tid, index, filter.as_mut_ptr().addr())?;
     Ok(Some(filter))
+}
+
+/// Where a signal waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queue {
+    /// For one thread.
+    Thread,
+    /// For any thread of the process (PTRACE_PEEKSIGINFO_SHARED).
+    Shared,
+}
+
+/// What came with each pending signal of a stopped thread, or of its process, in order: siginfo_t as the kernel lays it out
+/// (PTRACE_PEEKSIGINFO, Linux 3.10).
+///
+/// # Errors
+/// ESRCH where the thread is gone or not stopped.
+pub fn pending(tid: i32, queue: Queue) -> Result<Vec<Vec<u8>>, SyscallError> {
+    /// struct ptrace_peeksiginfo_args.
+    #[repr(C)]
+    struct Args {
+        offset: u64,
+        flags: u32,
+        count: i32,
+    }
+    const SIGINFO: usize = size_of::<libc::siginfo_t>();
+    const BATCH: usize = 32;
+    let mut all = Vec::new();
+    loop {
+        let flags = u32::from(queue == Queue::Shared);
+        let args = Args { offset: all.len() as u64, flags, count: BATCH as i32 };
+        let mut infos = vec![0u8; BATCH * SIGINFO];
+        let (address, data) = ((&raw const args).addr(), infos.as_mut_ptr().addr());
+        let got = call("ptrace(PTRACE_PEEKSIGINFO)", PTRACE_PEEKSIGINFO, tid, address, data)? as usize;
+        all.extend(infos.chunks_exact(SIGINFO).take(got).map(<[u8]>::to_vec));
+        if got < BATCH {
+            return Ok(all);
+        }
+    }
 }
 
 /// A thread's robust list; needs the right to trace it, not a stop.

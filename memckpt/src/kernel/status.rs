@@ -16,10 +16,16 @@ pub struct Stat {
     pub pgid: i32,
     /// Its session.
     pub sid: i32,
+    /// Its controlling terminal, a device number; 0 for none.
+    pub tty: i32,
+    /// The group in that terminal's foreground; -1 for none.
+    pub foreground: i32,
     /// PF_* of linux/sched.h.
     pub flags: u64,
     /// When it started, in clock ticks since boot.
     pub start_time: u64,
+    /// As wait(2) would tell it; 0 while it lives, or where ptrace's check forbids.
+    pub exit_code: i32,
 }
 
 /// What memckpt needs of `/proc/PID/status`.
@@ -41,6 +47,8 @@ pub struct Status {
     pub seccomp: u8,
     /// Whether it has a user shadow stack (x86_Thread_features, Linux 6.6).
     pub shadow_stack: bool,
+    /// The file mode creation mask (Linux 4.7).
+    pub umask: u32,
     /// Blocked signals of this thread.
     pub sig_blocked: u64,
     /// Signals pending for this thread.
@@ -95,8 +103,11 @@ fn parse_stat(text: &str) -> Option<Stat> {
         ppid: fields.get(1)?.parse().ok()?,
         pgid: fields.get(2)?.parse().ok()?,
         sid: fields.get(3)?.parse().ok()?,
+        tty: fields.get(4)?.parse().ok()?,
+        foreground: fields.get(5)?.parse().ok()?,
         flags: fields.get(6)?.parse().ok()?,
         start_time: fields.get(19)?.parse().ok()?,
+        exit_code: fields.get(49).and_then(|code| code.parse().ok()).unwrap_or(0),
     })
 }
 
@@ -119,6 +130,7 @@ fn parse_status(text: &str) -> Option<Status> {
             "x86_Thread_features" => {
                 status.shadow_stack = value.split_ascii_whitespace().any(|f| f == "shstk");
             }
+            "Umask" => status.umask = u32::from_str_radix(value, 8).ok()?,
             "SigBlk" => status.sig_blocked = u64::from_str_radix(value, 16).ok()?,
             "SigPnd" => status.sig_pending = u64::from_str_radix(value, 16).ok()?,
             "ShdPnd" => status.shared_pending = u64::from_str_radix(value, 16).ok()?,

@@ -165,26 +165,23 @@ pub fn classify(vma: &Vma, facts: VmaFacts) -> VmaClass {
     if facts.uffd {
         return VmaClass::Refused(Refusal::Userfaultfd);
     }
-    // Files of the kernel's internal mounts: their device has major number 0, so a path of that name elsewhere
-    // is not mistaken for one.
-    let internal = |prefix: &str| vma.dev.0 == 0 && vma.inode != 0 && vma.name.starts_with(prefix);
-    if internal("/[aio]") {
+    if vma.is_internal("/[aio]") {
         return VmaClass::AioRing;
     }
     if vma.shared {
-        return shared(facts, internal);
+        return shared(vma, facts);
     }
     VmaClass::Private(private(vma, facts))
 }
 
-fn shared(facts: VmaFacts, internal: impl Fn(&str) -> bool) -> VmaClass {
-    if internal("/memfd:") {
+fn shared(vma: &Vma, facts: VmaFacts) -> VmaClass {
+    if vma.is_memfd() {
         VmaClass::SharedAnon(SharedKind::Memfd)
-    } else if internal("/SYSV") {
+    } else if vma.is_internal("/SYSV") {
         VmaClass::SharedAnon(SharedKind::SysV)
-    } else if internal("/dev/zero") || internal("[anon_shmem:") {
+    } else if vma.is_internal("/dev/zero") || vma.is_internal("[anon_shmem:") {
         VmaClass::SharedAnon(SharedKind::Anonymous)
-    } else if facts.hugetlb && internal("/anon_hugepage") {
+    } else if facts.hugetlb && vma.is_internal("/anon_hugepage") {
         VmaClass::SharedAnon(SharedKind::Hugetlb)
     } else {
         VmaClass::SharedFile
@@ -201,7 +198,7 @@ fn private(vma: &Vma, facts: VmaFacts) -> PrivateKind {
         PrivateKind::Droppable
     } else if facts.shadow_stack {
         PrivateKind::ShadowStack
-    } else if vma.inode != 0 {
+    } else if !vma.is_anonymous() {
         PrivateKind::File
     } else if vma.name == "[heap]" {
         PrivateKind::Heap
@@ -216,10 +213,11 @@ impl VmaClass {
     /// CRIU's status bits of `vma`, which is of this class.
     #[must_use]
     pub fn status(self, vma: &Vma) -> VmaStatus {
-        let private = if vma.inode == 0 { VmaStatus::ANON_PRIVATE } else { VmaStatus::FILE_PRIVATE };
+        let private = if vma.is_anonymous() { VmaStatus::ANON_PRIVATE } else { VmaStatus::FILE_PRIVATE };
         let kind = match self {
             Self::Private(PrivateKind::ShadowStack) => VmaStatus::SHSTK | private,
             Self::Private(_) if vma.name == "[heap]" => VmaStatus::HEAP | private,
+            Self::Private(_) if vma.is_memfd() => private | VmaStatus::MEMFD,
             Self::Private(_) => private,
             Self::SharedFile => VmaStatus::FILE_SHARED,
             Self::SharedAnon(SharedKind::Memfd) => VmaStatus::FILE_SHARED | VmaStatus::MEMFD,
@@ -238,8 +236,8 @@ impl VmaClass {
     /// The flags that mmap(2) would make `vma`, which is of this class, with.
     #[must_use]
     pub fn map_flags(self, vma: &Vma, facts: VmaFacts) -> u32 {
-        let of_file =
-            vma.inode != 0 && !matches!(self, Self::SharedAnon(SharedKind::Anonymous | SharedKind::SysV));
+        let of_file = !vma.is_anonymous()
+            && !matches!(self, Self::SharedAnon(SharedKind::Anonymous | SharedKind::SysV));
         let flags = [
             (vma.shared, libc::MAP_SHARED),
             (!vma.shared, libc::MAP_PRIVATE),
@@ -283,6 +281,7 @@ mod tests {
         assert_eq!(of("/usr/lib/x.so", true, (8, 1), 5), C::SharedFile);
         assert_eq!(of("/dev/zero (deleted)", true, (0, 1), 5), C::SharedAnon(SharedKind::Anonymous));
         assert_eq!(of("/SYSV00000000 (deleted)", true, (0, 1), 5), C::SharedAnon(SharedKind::SysV));
+        assert_eq!(of("/SYSV00000000 (deleted)", true, (0, 1), 0), C::SharedAnon(SharedKind::SysV));
         assert_eq!(of("/memfd:x (deleted)", true, (0, 1), 5), C::SharedAnon(SharedKind::Memfd));
         assert_eq!(of("/memfd:x (deleted)", false, (0, 1), 5), C::Private(PrivateKind::File));
         assert_eq!(of("/SYSV00000000 (deleted)", true, (8, 1), 5), C::SharedFile);

@@ -35,7 +35,7 @@ impl Area {
     /// The area of `vma`, which is of `class`.
     #[must_use]
     pub fn new(vma: &Vma, class: VmaClass, facts: VmaFacts) -> Self {
-        let anonymous = matches!(class, VmaClass::Private(_)) && vma.inode == 0;
+        let anonymous = matches!(class, VmaClass::Private(_)) && vma.is_anonymous();
         Self {
             range: vma.range,
             handling: class.handling(),

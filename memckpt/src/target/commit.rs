@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::atomic::Ordering;
 
-use super::blob::{Parameters, Registers, STATE_READY, XSAVE_LEN};
+use super::blob::{Parameters, Registers, STATE_READY};
 use super::freeze::Frozen;
 use super::infected::{CommandError, Infected};
 use super::injection::{AMX_STATE, InfectRefusal, Injection, PLACES, has_shadow_stack};
@@ -75,6 +75,8 @@ pub(super) struct Host {
     pub(super) place: Place,
     /// What lay at `place`.
     pub(super) saved: Vec<u8>,
+    /// Its seccomp filters, which can be read of a stopped thread only.
+    pub(super) filters: Vec<Vec<libc::sock_filter>>,
     // Dropped before the segment that it lies in.
     pub(super) lock: RobustLock,
     pub(super) injection: Injection,
@@ -93,13 +95,28 @@ impl Frozen {
     /// # Errors
     /// See [`InfectError`].
     pub fn infect(&mut self, injection: Injection) -> Result<Infected<'_>, InfectError> {
+        let threads = self.threads().to_vec();
+        self.infect_one_of(injection, &threads)
+    }
+
+    /// Gets the parasite running on thread `tid`: for what only the thread itself can be asked.
+    ///
+    /// # Errors
+    /// See [`InfectError`].
+    pub fn infect_thread(&mut self, injection: Injection, tid: i32) -> Result<Infected<'_>, InfectError> {
+        self.infect_one_of(injection, &[tid])
+    }
+
+    fn infect_one_of(&mut self, injection: Injection, threads: &[i32]) -> Result<Infected<'_>, InfectError> {
         if injection.pid != self.pid {
             return Err(InfectError::OtherProcess(injection.pid));
         }
         if !injection.gadgets.still_there(self.pid) || !injection.address_is_free() {
             return Err(InfectError::LayoutChanged);
         }
-        let Chosen { registers, home, place, saved } = choose(self, &injection)?;
+        let Chosen { registers, home, place, saved } = choose(self, &injection, threads)?;
+        let filtered = proc::status(self.pid, registers.tid).is_ok_and(|s| s.field("Seccomp") == Some("2"));
+        let filters = if filtered { seccomp::filters(registers.tid)? } else { Vec::new() };
         let p = injection.segment.parameters();
         // SAFETY: the segment lives in `host` from here, and the lock is dropped first.
         let lock = unsafe { RobustLock::take(&raw const (*p).lock, (&raw mut (*p).robust_node).cast()) }?;
@@ -110,6 +127,7 @@ impl Frozen {
             sigmask: registers.sigmask,
             place,
             saved,
+            filters,
             lock,
             injection,
         };
@@ -199,7 +217,7 @@ pub(super) fn put_back_memory(pid: i32, host: &Host) {
 
 /// The thread to use: one whose call is simply made anew first, one in user mode or behind a finished call next, and
 /// one that needs its restart block last, since that does not survive our death.
-fn choose(frozen: &Frozen, injection: &Injection) -> Result<Chosen, InfectError> {
+fn choose(frozen: &Frozen, injection: &Injection, eligible: &[i32]) -> Result<Chosen, InfectError> {
     let all: Vec<_> =
         frozen.threads().iter().filter_map(|&tid| Some((tid, ptrace::registers(tid).ok()?))).collect();
     let stack_pointers: Vec<u64> = all.iter().map(|(_, regs)| regs.rsp).collect();
@@ -207,6 +225,7 @@ fn choose(frozen: &Frozen, injection: &Injection) -> Result<Chosen, InfectError>
     let nobody_goes_home = !all.iter().any(|(_, regs)| PLACES.contains(Addr(regs.rip)));
     let mut candidates: Vec<_> = all
         .iter()
+        .filter(|(tid, _)| eligible.contains(tid))
         .map(|(tid, regs)| {
             let how = match Interrupted::of(regs) {
                 Interrupted::Repeat => 0,
@@ -249,10 +268,8 @@ fn choose(frozen: &Frozen, injection: &Injection) -> Result<Chosen, InfectError>
             refusal = InfectRefusal::Amx;
             continue;
         }
-        let mut home = registers.regs;
-        if let Some(abort) = rseq_abort(frozen.pid, &registers) {
-            home.rip = abort;
-        }
+        // The parasite's system calls end a restartable sequence, too.
+        let home = registers.outside_sequences(frozen.pid);
         return Ok(Chosen { registers, home, place, saved });
     }
     Err(refusal.into())
@@ -270,35 +287,32 @@ fn refuses(pid: i32, tid: i32, injection: &Injection) -> Result<Option<InfectRef
         Some(_) => {
             let gadgets = injection.gadgets;
             let calls = seccomp::calls(injection.address, gadgets.syscall, gadgets.sigreturn);
-            match seccomp::forbidden(tid, &calls) {
-                Ok(forbidden) => Ok(forbidden.map(InfectRefusal::SeccompForbids)),
+            match seccomp::filters(tid) {
+                Ok(filters) => Ok(seccomp::forbidden(&filters, &calls).map(InfectRefusal::SeccompForbids)),
                 Err(_) => Ok(Some(InfectRefusal::SeccompUnreadable)),
             }
         }
     }
 }
 
-/// Whether AMX tiles are not in their initial state: XSTATE_BV, the first word behind the legacy area.
+/// Whether AMX tiles are not in their initial state: XSTATE_BV, the first word behind the legacy area. The area's length
+/// says nothing: ptrace gives room for all that the processor has.
 fn uses_amx(xstate: &[u8]) -> bool {
     let in_use = xstate.get(512..520).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
-    xstate.len() > XSAVE_LEN || in_use.is_some_and(|bits| bits & AMX_STATE != 0)
+    in_use.is_some_and(|bits| bits & AMX_STATE != 0)
 }
 
-/// Where a thread inside a critical section goes on: the parasite's system calls end the section (rseq(2)), and going
-/// back into its middle would break what it promises.
-fn rseq_abort(pid: i32, registers: &ThreadRegisters) -> Option<u64> {
-    /// Offset of rseq_cs in struct rseq; struct rseq_cs is two 32-bit words, start, length, abort address.
-    const RSEQ_CS: u64 = 8;
-    let config = registers.rseq?;
-    if Interrupted::of(&registers.regs) != Interrupted::No {
-        return None;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_tiles_in_use_stand_in_the_way() {
+        // As on a processor with AMX, whose XSAVE area is that long.
+        let mut xstate = vec![0; 11008];
+        xstate[512] = 7;
+        assert!(!uses_amx(&xstate));
+        xstate[514] = 4;
+        assert!(uses_amx(&xstate));
     }
-    let word = |address: u64| {
-        let mut bytes = [0; 8];
-        let read = proc::read_memory(pid, address, &mut bytes).ok()?;
-        (read == bytes.len()).then_some(u64::from_le_bytes(bytes))
-    };
-    let section = word(config.address + RSEQ_CS).filter(|&address| address != 0)?;
-    let (start, len, abort) = (word(section + 8)?, word(section + 16)?, word(section + 24)?);
-    (registers.regs.rip.wrapping_sub(start) < len).then_some(abort)
 }

@@ -8,8 +8,8 @@ use super::adopt::{self, Adopted};
 use super::proc::{self, Status};
 use super::registers::{self, ThreadRegisters};
 use super::stops::{self, StopError};
-use crate::kernel::SyscallError;
 use crate::kernel::ptrace::{self, Stop};
+use crate::kernel::{SyscallError, status};
 
 /// Why a process could not be frozen. Everything that was stopped runs again.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +71,8 @@ pub enum FreezeError {
 pub struct Frozen {
     pub(super) pid: i32,
     threads: Vec<i32>,
+    /// Threads of the kernel's own that do its io_uring's work: they stand still, and have nothing that could be kept.
+    workers: Vec<i32>,
     pub(super) timeout: Duration,
     /// The registers of the thread that the parasite runs on, meanwhile.
     pub(super) parked: Option<ThreadRegisters>,
@@ -102,7 +104,14 @@ impl Frozen {
     }
 
     fn stop(pid: i32, timeout: Duration, deadline: Instant) -> Result<Self, FreezeError> {
-        let mut frozen = Self { pid, threads: Vec::new(), timeout, parked: None, _this_thread: PhantomData };
+        let mut frozen = Self {
+            pid,
+            threads: Vec::new(),
+            workers: Vec::new(),
+            timeout,
+            parked: None,
+            _this_thread: PhantomData,
+        };
         loop {
             let seized = frozen.seize_new_threads()?;
             if frozen.stop_all(deadline)? && seized == 0 {
@@ -112,6 +121,7 @@ impl Frozen {
                 return Err(frozen.not_stopped(pid, "it creates threads faster than they can be stopped"));
             }
         }
+        (frozen.workers, frozen.threads) = frozen.threads.drain(..).partition(|&tid| is_io_worker(tid));
         if frozen.threads.is_empty() { Err(FreezeError::Gone { pid }) } else { Ok(frozen) }
     }
 
@@ -125,6 +135,21 @@ impl Frozen {
     #[must_use]
     pub fn threads(&self) -> &[i32] {
         &self.threads
+    }
+
+    /// Whether the kernel has threads in the process that do the work of an io_uring. They outlive it by some seconds.
+    #[must_use]
+    pub fn has_io_workers(&self) -> bool {
+        !self.workers.is_empty()
+    }
+
+    /// The signal that had stopped the process before it was frozen, if one had: SIGSTOP and its like.
+    #[must_use]
+    pub fn stopped_by(&self) -> Option<i32> {
+        match ptrace::peek(*self.threads.first()?) {
+            Ok(Some(Stop::Event { signal })) if signal != libc::SIGTRAP => Some(signal),
+            _ => None,
+        }
     }
 
     /// What a thread holds; of the thread that the parasite runs on, what it held before.
@@ -157,19 +182,18 @@ impl Frozen {
     pub fn kill(mut self) -> Result<(), SyscallError> {
         self.signal(libc::SIGKILL)?;
         let end = Instant::now() + Duration::from_secs(1);
-        for &tid in &self.threads {
-            let _ended = stops::poll_until(end, || match ptrace::peek(tid) {
-                // The leader's exit is its parent's to collect, after the threads' and once this thread has ended.
-                Ok(Some(Stop::Exited)) if tid != self.pid => {
-                    let _reported = ptrace::reap(tid);
-                    Ok(Some(()))
-                }
-                Ok(None | Some(Stop::Event { .. } | Stop::Signal(_) | Stop::Syscall)) if tid != self.pid => {
-                    Ok(None)
-                }
+        let ended = |tid: i32| {
+            stops::poll_until(end, || match ptrace::peek(tid) {
+                Ok(None | Some(Stop::Event { .. } | Stop::Signal(_) | Stop::Syscall)) => Ok(None),
                 Ok(_) | Err(_) => Ok(Some(())),
-            });
+            })
+        };
+        for &tid in self.threads.iter().filter(|tid| **tid != self.pid) {
+            let _ended = ended(tid);
+            let _reported = ptrace::reap(tid);
         }
+        // The leader ends after its threads. Its exit is its parent's to collect, once this thread has ended.
+        let _ended = ended(self.pid);
         self.threads.clear();
         Ok(())
     }
@@ -268,12 +292,19 @@ impl Frozen {
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        for &tid in &self.threads {
+        for &tid in self.threads.iter().chain(&self.workers) {
             if let Err(error) = ptrace::detach(tid, 0) {
                 tracing::debug!(tid, %error, "not detached: released when this thread ends");
             }
         }
     }
+}
+
+/// PF_IO_WORKER of include/linux/sched.h (Linux 5.12): a thread that never sees user mode. ptrace(2) stops it, and refuses to
+/// set anything of it.
+fn is_io_worker(tid: i32) -> bool {
+    const PF_IO_WORKER: u64 = 0x10;
+    status::stat(tid).is_ok_and(|stat| stat.flags & PF_IO_WORKER != 0)
 }
 
 /// Pending signals that a thread would take at once.

@@ -57,7 +57,7 @@ impl Gadgets {
 
 /// Text of a file: compilers at run time throw theirs away. Not the vsyscall page, which only looks executable.
 fn is_lasting_text(vma: &Vma) -> bool {
-    vma.prot == Prot::READ | Prot::EXEC && !vma.shared && (vma.inode != 0 || vma.name == "[vdso]")
+    vma.prot == Prot::READ | Prot::EXEC && !vma.shared && (!vma.is_anonymous() || vma.name == "[vdso]")
 }
 
 fn is_libc(name: &str) -> bool {

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use super::blob::{IOVEC_MAX, IoVec, PIPE_MAX, op};
 use super::infected::{CommandError, Infected};
 use crate::addr::{Addr, AddrRange, PAGE_SIZE, PageCount};
-use crate::kernel::SyscallError;
+use crate::kernel::{SyscallError, descriptor};
 
 /// What a pipe should hold: what an unprivileged user may ask for (fs.pipe-max-size).
 const PIPE_BYTES: u64 = 1 << 20;
@@ -219,12 +219,8 @@ impl Infected<'_> {
 
 impl Pipe {
     fn check_empty(&self) -> Result<(), GrabError> {
-        let mut left: libc::c_int = 0;
-        // SAFETY: FIONREAD writes one int.
-        let rc = unsafe { libc::ioctl(self.read_end.as_raw_fd(), libc::FIONREAD, &raw mut left) };
-        if rc != 0 {
-            return Err(SyscallError::last("ioctl(FIONREAD)", "a pipe").into());
-        }
+        let left = descriptor::waiting(self.read_end.as_fd())
+            .map_err(|e| SyscallError::new("ioctl(FIONREAD)", "a pipe", e))?;
         if left == 0 { Ok(()) } else { Err(GrabError::NotDrained(left as u64)) }
     }
 }

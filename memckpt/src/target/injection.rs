@@ -13,7 +13,7 @@ use super::stack::Stacks;
 use crate::addr::{Addr, AddrRange, PAGE_SIZE};
 use crate::kernel::SyscallError;
 use crate::kernel::maps::{self, MapsError, MapsFile, Vma};
-use crate::kernel::pidfd;
+use crate::kernel::{pidfd, process};
 
 /// Why infecting a process would be unsafe, or cannot work: take its memory without a parasite instead.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +87,7 @@ pub enum InfectRefusal {
 /// Everything ready for [`super::Frozen::infect`]: the segment holds the code, nothing of the target was touched.
 pub struct Injection {
     pub(super) pid: i32,
+    uid: u32,
     pub(super) segment: Segment,
     pub(super) gadgets: Gadgets,
     pub(super) stacks: Stacks,
@@ -142,6 +143,7 @@ impl Injection {
         }
         Ok(Self {
             pid,
+            uid,
             segment: Segment::create(pid, uid).map_err(InfectRefusal::Segment)?,
             gadgets,
             stacks: Stacks::of(&maps),
@@ -151,6 +153,28 @@ impl Injection {
             leftovers: adopt::leftovers(pid, &maps),
             maps: MapsFile::open(pid).map_err(InfectRefusal::Maps)?,
             pidfd: pidfd::open(pid).map_err(InfectRefusal::Pidfd)?,
+        })
+    }
+
+    /// A second one, for another thread of the same process: with a segment of its own.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub fn another(&self) -> Result<Self, InfectRefusal> {
+        let maps = maps::read(self.pid)?;
+        Ok(Self {
+            pid: self.pid,
+            uid: self.uid,
+            segment: Segment::create(self.pid, self.uid).map_err(InfectRefusal::Segment)?,
+            gadgets: self.gadgets,
+            stacks: Stacks::of(&maps),
+            address: free_address(&maps, seed()).ok_or(InfectRefusal::NoAddress)?,
+            xfeatures: self.xfeatures,
+            xsave_len: self.xsave_len,
+            // The first one's business.
+            leftovers: Vec::new(),
+            maps: MapsFile::open(self.pid).map_err(InfectRefusal::Maps)?,
+            pidfd: pidfd::open(self.pid).map_err(InfectRefusal::Pidfd)?,
         })
     }
 
@@ -178,13 +202,11 @@ fn may_read_filters() -> bool {
 fn check_limits(pid: i32, status: &proc::Status, maps: &[Vma]) -> Result<(), InfectRefusal> {
     /// Others may map something between now and the freeze.
     const SLACK: u64 = 1 << 20;
-    let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: 0 };
-    // SAFETY: writes one rlimit.
-    let rc = unsafe { libc::prlimit(pid, libc::RLIMIT_AS, std::ptr::null(), &raw mut limit) };
+    let limits = process::resource_limits(pid).unwrap_or_default();
+    let limit = limits.get(libc::RLIMIT_AS as usize).and_then(|limit| limit.soft);
     let used = status.number("VmSize").unwrap_or(0) * 1024;
-    if rc == 0 && limit.rlim_cur != libc::RLIM_INFINITY && used + SEGMENT_LEN as u64 + SLACK > limit.rlim_cur
-    {
-        return Err(InfectRefusal::AddressSpaceLimit { limit: limit.rlim_cur });
+    if let Some(limit) = limit.filter(|limit| used + SEGMENT_LEN as u64 + SLACK > *limit) {
+        return Err(InfectRefusal::AddressSpaceLimit { limit });
     }
     let most = fs::read_to_string("/proc/sys/vm/max_map_count").ok().and_then(|v| v.trim().parse().ok());
     match most {

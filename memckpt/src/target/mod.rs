@@ -6,6 +6,7 @@
 
 mod adopt;
 mod blob;
+mod calls;
 mod chain;
 mod commit;
 mod cure;
@@ -21,7 +22,9 @@ mod seccomp;
 mod segment;
 mod stack;
 mod stops;
+mod tree;
 
+pub use calls::{Answers, Arg, Buffer, Calls, Nth};
 pub use commit::InfectError;
 pub use cure::CureError;
 pub use freeze::{FreezeError, Frozen};
@@ -30,6 +33,7 @@ pub use infected::{CommandError, Infected};
 pub use injection::{InfectRefusal, Injection};
 pub use registers::ThreadRegisters;
 pub use segment::sweep;
+pub use tree::{FrozenTree, Zombie, children, descendants};
 
 /// Runs `work` on a thread of its own and waits for it. When that thread ends, whatever it still traces is released by
 /// the kernel, also a thread that did not stop in time and so cannot be detached from.

@@ -1,5 +1,6 @@
 //! What a thread holds beside memory.
 
+use super::proc;
 use crate::kernel::SyscallError;
 use crate::kernel::ptrace::{self, RobustList, RseqConfig};
 
@@ -78,15 +79,37 @@ impl ThreadRegisters {
         })
     }
 
-    /// The general registers with which the thread can go on elsewhere: an interrupted call is repeated, one that only
-    /// this kernel's restart block could continue fails with EINTR.
+    /// The general registers with which this thread of the stopped process `pid` can go on after other code has run on it: at the
+    /// abort handler if it was in a restartable sequence (rseq(2)), as going back into its middle would break what it promises.
     #[must_use]
-    pub fn resumable(&self) -> libc::user_regs_struct {
-        resumable(&self.regs)
+    pub fn outside_sequences(&self, pid: i32) -> libc::user_regs_struct {
+        let mut regs = self.regs;
+        if let Some(abort) = self.abort_handler(pid) {
+            regs.rip = abort;
+        }
+        regs
+    }
+
+    fn abort_handler(&self, pid: i32) -> Option<u64> {
+        /// Offset of rseq_cs in struct rseq; struct rseq_cs is two 32-bit words, start, length, abort address.
+        const RSEQ_CS: u64 = 8;
+        let config = self.rseq?;
+        if Interrupted::of(&self.regs) != Interrupted::No {
+            return None;
+        }
+        let word = |address: u64| {
+            let mut bytes = [0; 8];
+            let read = proc::read_memory(pid, address, &mut bytes).ok()?;
+            (read == bytes.len()).then_some(u64::from_le_bytes(bytes))
+        };
+        let section = word(config.address + RSEQ_CS).filter(|&address| address != 0)?;
+        let (start, len, abort) = (word(section + 8)?, word(section + 16)?, word(section + 24)?);
+        (self.regs.rip.wrapping_sub(start) < len).then_some(abort)
     }
 }
 
-/// See [`ThreadRegisters::resumable`].
+/// The general registers with which the thread can go on elsewhere: an interrupted call is repeated, one that only this
+/// kernel's restart block could continue fails with EINTR.
 pub(super) fn resumable(regs: &libc::user_regs_struct) -> libc::user_regs_struct {
     match Interrupted::of(regs) {
         Interrupted::No | Interrupted::Finished => *regs,

@@ -44,16 +44,23 @@ pub(super) fn calls(address: u64, syscall_gadget: u64, sigreturn_gadget: u64) ->
     ]
 }
 
-/// The number of the first call that the filters of a stopped thread do not simply allow.
-pub(super) fn forbidden(tid: i32, calls: &[Call]) -> Result<Option<i64>, SyscallError> {
-    let mut index = 0;
-    while let Some(filter) = ptrace::seccomp_filter(tid, index)? {
-        if let Some(call) = calls.iter().find(|call| !allows(&filter, call)) {
-            return Ok(Some(call.number));
-        }
-        index += 1;
+/// The filters of a stopped thread that has some.
+pub(super) fn filters(tid: i32) -> Result<Vec<Vec<sock_filter>>, SyscallError> {
+    let mut filters = Vec::new();
+    while let Some(filter) = ptrace::seccomp_filter(tid, filters.len())? {
+        filters.push(filter);
     }
-    Ok(None)
+    Ok(filters)
+}
+
+/// The number of the first call that the filters do not simply allow.
+pub(super) fn forbidden(filters: &[Vec<sock_filter>], calls: &[Call]) -> Option<i64> {
+    calls.iter().find(|call| !allowed(filters, call)).map(|call| call.number)
+}
+
+/// Whether the filters simply allow a call.
+pub(super) fn allowed(filters: &[Vec<sock_filter>], call: &Call) -> bool {
+    filters.iter().all(|filter| allows(filter, call))
 }
 
 /// Whether this filter lets the call happen. One that we cannot follow does not.

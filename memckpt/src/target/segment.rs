@@ -56,6 +56,11 @@ impl Segment {
         self.id
     }
 
+    /// Where it is attached here: mapped as long as `self` lives.
+    pub(super) fn base(&self) -> *mut u8 {
+        self.base
+    }
+
     /// The parameters: mapped as long as `self` lives. What the parasite changes is to be read anew each time.
     pub(super) fn parameters(&self) -> *mut Parameters {
         self.base.wrapping_add(PARAMETERS).cast()

@@ -53,7 +53,7 @@ impl Stacks {
     pub(super) fn of(maps: &[Vma]) -> Self {
         let mut stacks = Self::default();
         for (n, vma) in maps.iter().enumerate() {
-            if vma.shared || vma.inode != 0 || !vma.prot.contains(Prot::READ | Prot::WRITE) {
+            if vma.shared || !vma.is_anonymous() || !vma.prot.contains(Prot::READ | Prot::WRITE) {
                 continue;
             }
             if vma.name == "[stack]" {
@@ -93,7 +93,7 @@ fn is_guarded(below: &Vma, vma: &Vma) -> bool {
     below.range.end == vma.range.start
         && below.prot.is_empty()
         && !below.shared
-        && below.inode == 0
+        && below.is_anonymous()
         && below.range.len() <= GUARD_MAX
         && !vma.range.start.get().is_multiple_of(MALLOC_HEAP)
 }

@@ -25,7 +25,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::addr::{AddrRange, PageCount};
 use crate::kernel::SyscallError;
 use crate::kernel::maps::{MapsError, MapsFile, Vma};
-use crate::kernel::process::TargetId;
+use crate::kernel::process::{self, TargetId};
 use crate::target::FreezeError;
 use crate::tracker::agent::{AgentError, HintMode, HookChoice};
 use crate::tracker::control::ControlError;
@@ -396,11 +396,20 @@ impl Session {
     }
 
     fn follow_exec(&mut self) {
-        self.mm_gone = None;
-        if let Err(e) = self.reattach()
-            && !self.target_is_gone()
-        {
-            self.ended = Some(End::Exec { reason: with_sources(&e) });
+        // A checkpoint that met the exec holds the target: it is over soon, and nothing of the old record may be inherited by it.
+        let pid = self.target.pid;
+        let is_held = || process::tracer_pid(pid).is_ok_and(|tracer| tracer.is_some());
+        if is_held() {
+            return;
+        }
+        let since = self.mm_gone.take();
+        match self.reattach() {
+            // It came in between.
+            Err(_) if is_held() => self.mm_gone = since,
+            Err(e) if !self.target_is_gone() => {
+                self.ended = Some(End::Exec { reason: with_sources(&e) });
+            }
+            _ => {}
         }
     }
 

@@ -22,6 +22,7 @@ pub(super) fn compare(
     found: &mut Comparison,
 ) -> Result<(), CompareError> {
     let Some(mm) = chain.youngest().mm()? else { return Ok(()) };
+    let memfds = chain.youngest().memfds()?;
     let mut done = HashSet::new();
     for entry in mm.vmas.iter().filter(|entry| is_object(entry)) {
         let range = AddrRange::new(entry.start, entry.end);
@@ -29,10 +30,13 @@ pub(super) fn compare(
             found.differs(range.start, DifferenceKind::NotInProcess, "");
             continue;
         };
-        if !done.insert(entry.shmid) {
+        let id = u32::try_from(entry.shmid).ok();
+        // A memfd's mappings name an opened file, which leads to the object.
+        let memfd = VmaStatus::from_bits_truncate(entry.status).contains(VmaStatus::MEMFD);
+        let id = if memfd { id.and_then(|file| memfds.get(&file).copied()) } else { id };
+        if !done.insert(id) {
             continue;
         }
-        let id = u32::try_from(entry.shmid).ok();
         match id.map(|id| chain.youngest().shared(id)).transpose()?.flatten() {
             Some(stored) => compare_object(&MappedObject::open(pid, range)?, vma, &stored, found)?,
             None => found.differs(range.start, DifferenceKind::NotInCheckpoint, &vma.name),

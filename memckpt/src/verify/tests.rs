@@ -45,7 +45,7 @@ fn page(n: u64) -> AddrRange {
 
 fn write_chain(dir: &Path, pages: &[(AddrRange, Vec<u8>)]) -> Chain {
     let mut images = ImagesDir::open(dir).unwrap();
-    let file = images.create_pages(1).unwrap();
+    let (_, file) = images.create_pages().unwrap();
     let mut map = PagemapImage::new(1);
     for (range, bytes) in pages {
         file.write_at(map.bytes(), bytes).unwrap();
@@ -63,7 +63,7 @@ fn vma(first: u64, end: u64, name: &str, inode: u64) -> Vma {
         prot: Prot::READ,
         shared: false,
         offset: 0,
-        dev: (8, 1),
+        dev: (0, u32::from(inode != 0)),
         inode,
         name: name.to_owned(),
     }

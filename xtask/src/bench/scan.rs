@@ -15,8 +15,8 @@ use crate::table;
 
 /// Sizes of clean memory, MiB.
 const SIZES: [usize; 5] = [128, 256, 512, 1024, 2048];
-/// Checkpoints of each size of which the median counts; odd.
-const REPETITIONS: usize = 41;
+/// Checkpoints of each size of which the median counts; odd, and a multiple of how many sizes there are.
+const REPETITIONS: usize = 45;
 const PAGES_PER_MIB: usize = 256;
 
 /// `cargo xtask bench scan`.
@@ -129,9 +129,11 @@ fn flat(memckpt: &Memckpt, programs: &Path) -> Result<bool> {
         chain.pre_dump()?;
         chains.push((mib, chain, Vec::new()));
     }
-    // One of each size in turn, so that a slow moment of the machine meets all alike. The first round warms up.
+    // One of each size in turn, so that a slow moment of the machine meets all alike; each begins a round as often as any other,
+    // since what comes behind 2 GiB finds little in the caches. The first round warms up.
     for round in 0..=REPETITIONS {
-        for (_, chain, metas) in &mut chains {
+        for at in 0..SIZES.len() {
+            let (_, chain, metas) = &mut chains[(at + round) % SIZES.len()];
             chain.dirty(256, 2)?;
             let meta = chain.pre_dump()?;
             if round > 0 {

@@ -43,14 +43,14 @@ pub(crate) fn results(binary: &str, output: &str) -> Vec<Record> {
                 ("FAILED", _) => Outcome::Failed(captured(output, name)),
                 _ => return None,
             };
-            Some(Record { test: format!("{binary}::{name}"), outcome: Some(outcome) })
+            Some(Record::new(format!("{binary}::{name}"), Some(outcome)))
         })
         .collect();
     // A part of a test that could not run, under a name of its own.
     for (name, reason) in skipped {
         let test = format!("{binary}::{name}");
         if !records.iter().any(|record| record.test == test) {
-            records.push(Record { test, outcome: Some(Outcome::Skipped(reason.to_owned())) });
+            records.push(Record::new(test, Some(Outcome::Skipped(reason.to_owned()))));
         }
     }
     records

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every test, in every place.
 
+mod cells;
 mod libtest;
 mod plan;
 mod report;
@@ -128,7 +129,7 @@ fn doc_tests() -> Result<Vec<Record>> {
         eprintln!("{text}{}", String::from_utf8_lossy(&output.stderr));
         if !failed {
             let outcome = Some(Outcome::Failed("cargo test --doc failed".to_owned()));
-            records.push(Record { test: "doc".to_owned(), outcome });
+            records.push(Record::new("doc", outcome));
         }
     }
     Ok(records)
@@ -196,7 +197,7 @@ fn on_guest(kernel: Kernel, xtask: &Path, plan: &Plan) -> Result<Vec<Record>> {
         let during = records.last().map_or("boot".to_owned(), |record| record.test.clone());
         let outcome =
             Some(Outcome::Failed(format!("{} (last: {during}; the rest was not run)", outcome.verdict)));
-        records.push(Record { test: "guest".to_owned(), outcome });
+        records.push(Record::new("guest", outcome));
     }
     Ok(records)
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::cells::Cell;
+
 /// One test binary.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Binary {
@@ -51,4 +53,13 @@ pub(crate) struct Record {
     pub(crate) test: String,
     /// `None`: it begins now.
     pub(crate) outcome: Option<Outcome>,
+    /// What it told for the table of docs/soundness.md.
+    #[serde(default)]
+    pub(crate) cells: Vec<Cell>,
+}
+
+impl Record {
+    pub(crate) fn new(test: impl Into<String>, outcome: Option<Outcome>) -> Self {
+        Self { test: test.into(), outcome, cells: Vec::new() }
+    }
 }

@@ -1,5 +1,6 @@
 //! The end of a run: a table, every test that did not run and why, and a verdict.
 
+use super::cells::Cells;
 use super::plan::{Outcome, Record};
 use crate::table;
 
@@ -32,9 +33,11 @@ impl Report {
         let mut rows = vec![["place", "passed", "failed", "cannot run"].map(str::to_owned).to_vec()];
         let mut totals = Totals { passed: 0, failed: 0, skipped: 0 };
         let (mut failures, mut skips) = (Vec::new(), Vec::new());
+        let mut cells = Cells::default();
         for (place, records) in &self.places {
             let mut here = Totals { passed: 0, failed: 0, skipped: 0 };
             for record in records {
+                cells.add(place, &record.cells);
                 match &record.outcome {
                     Some(Outcome::Passed) => here.passed += 1,
                     Some(Outcome::Failed(why)) => {
@@ -66,6 +69,12 @@ impl Report {
             totals.failed += here.failed;
             totals.skipped += here.skipped;
         }
+        if let Some(cells) = cells.table() {
+            println!("\nwhat becomes of each row of docs/soundness.md:\n{cells}");
+        }
+        let empty = cells.empty();
+        totals.failed += empty.len();
+        failures.extend(empty.into_iter().map(|text| format!("  {text}")));
         println!("\n{}", table::format(&rows));
         list("could not run:", &skips);
         list("failed:", &failures);

@@ -12,8 +12,8 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use super::libtest;
 use super::plan::{Binary, Outcome, Plan, Record};
+use super::{cells, libtest};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -64,14 +64,14 @@ impl Runner<'_> {
         let listing = self.execute(binary, &["--list", "--format", "terse"], self.plan.limit_seconds)?;
         if !listing.status.is_some_and(|status| status.success()) {
             let outcome = Some(Outcome::Failed(format!("cannot list its tests:\n{}", listing.output)));
-            return self.record(&Record { test: binary.name.clone(), outcome });
+            return self.record(&Record::new(&binary.name, outcome));
         }
         for name in libtest::names(&listing.output) {
             let test = format!("{}::{name}", binary.name);
             if !self.wanted(&test) {
                 continue;
             }
-            self.record(&Record { test: test.clone(), outcome: None })?;
+            self.record(&Record::new(&test, None))?;
             let start = Instant::now();
             let args = ["--exact", name, "--nocapture", "--test-threads=1"];
             let ended = self.execute(binary, &args, self.plan.limit_seconds)?;
@@ -91,17 +91,18 @@ impl Runner<'_> {
             if outcome == Outcome::Passed {
                 for (part, reason) in libtest::skips(&ended.output).filter(|(part, _)| *part != name) {
                     let outcome = Some(Outcome::Skipped(reason.to_owned()));
-                    self.record(&Record { test: format!("{test}/{part}"), outcome })?;
+                    self.record(&Record::new(format!("{test}/{part}"), outcome))?;
                 }
             }
-            self.record(&Record { test, outcome: Some(outcome) })?;
+            let cells = cells::cells(&ended.output);
+            self.record(&Record { cells, ..Record::new(test, Some(outcome)) })?;
         }
         Ok(())
     }
 
     /// All tests of a binary in one process.
     fn whole(&mut self, binary: &Binary) -> Result<()> {
-        self.record(&Record { test: binary.name.clone(), outcome: None })?;
+        self.record(&Record::new(&binary.name, None))?;
         let start = Instant::now();
         let ended = self.execute(binary, &["--show-output"], self.plan.limit_seconds * 5)?;
         let mut records = libtest::results(&binary.name, &ended.output);
@@ -109,7 +110,7 @@ impl Runner<'_> {
         let failed = records.iter().any(|record| matches!(record.outcome, Some(Outcome::Failed(_))));
         if !failed && !ended.status.is_some_and(|status| status.success()) {
             let outcome = Some(judge(&ended, self.plan.limit_seconds * 5));
-            records.push(Record { test: binary.name.clone(), outcome });
+            records.push(Record::new(&binary.name, outcome));
         }
         let (count, seconds) = (records.len(), start.elapsed().as_secs_f64());
         if count > 0 {

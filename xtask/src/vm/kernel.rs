@@ -59,7 +59,9 @@ impl Kernel {
                 }
             }
         };
-        let directory = cache.join(&package);
+        // Another set of modules is another image.
+        let image = format!("{package}-{:016x}", modules::fingerprint());
+        let directory = cache.join(&image);
         if !directory.join("vmlinux").exists() {
             eprintln!("xtask: fetching kernel {package} (unpacked to {}, not installed)", cache.display());
             let scratch = tempfile::Builder::new().prefix(".unpack-").tempdir_in(&cache)?;
@@ -67,7 +69,7 @@ impl Kernel {
             publish(&scratch.path().join("image"), &directory)?;
         }
         let link = tempfile::Builder::new().prefix(".link-").tempdir_in(&cache)?;
-        std::os::unix::fs::symlink(&package, link.path().join("l"))?;
+        std::os::unix::fs::symlink(&image, link.path().join("l"))?;
         fs::rename(link.path().join("l"), &newest)
             .with_context(|| format!("rename to {}", newest.display()))?;
         Ok(Image { directory })

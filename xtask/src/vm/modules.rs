@@ -1,6 +1,7 @@
 //! The kernel modules that a guest needs, in an order in which insmod takes them.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -23,7 +24,16 @@ const EXTRA: &[&str] = &[
     "nf_tables",
     "veth",
     "tun",
+    // Swap space, which cannot lie on the guest's file systems.
+    "loop",
 ];
+
+/// Tells sets of modules apart.
+pub(crate) fn fingerprint() -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (BOOT, EXTRA).hash(&mut hasher);
+    hasher.finish()
+}
 
 /// The modules under `tree` (a `lib/modules/VERSION`) that a guest loads: (name, content), dependencies first.
 pub(crate) fn collect(tree: &Path) -> Result<Vec<(String, Vec<u8>)>> {

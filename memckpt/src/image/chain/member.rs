@@ -1,5 +1,6 @@
 //! One directory of a chain.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,9 @@ use crate::image::files;
 use crate::image::magic::{self, ImageKind};
 use crate::image::meta::{CheckpointMeta, META};
 use crate::image::pagemap::PagemapImage;
-use crate::image::proto::{CoreEntry, InventoryEntry, MmEntry, PstreeEntry, StatsEntry};
+use crate::image::proto::{
+    CoreEntry, FileEntry, InventoryEntry, MemfdFileEntry, MemfdInodeEntry, MmEntry, PstreeEntry, StatsEntry,
+};
 use crate::image::record::{self, RecordError, Records};
 
 use super::ChainError;
@@ -136,6 +139,22 @@ impl Member {
         StoredPages::open(&self.fd, &self.path, &magic::pagemap_shmem_name(id))
     }
 
+    /// The shared object of each opened file that is a memfd, by the file's number.
+    ///
+    /// # Errors
+    /// `files.img` or `memfd.img` is unreadable or damaged.
+    pub fn memfds(&self) -> Result<BTreeMap<u32, u32>, ChainError> {
+        let files: Vec<FileEntry> = several(&self.fd, &self.path, magic::FILES, ImageKind::Files)?;
+        let inodes: Vec<MemfdInodeEntry> =
+            several(&self.fd, &self.path, magic::MEMFD, ImageKind::MemfdInode)?;
+        let openings = files.into_iter().filter_map(|file| file.memfd);
+        let object = |opening: MemfdFileEntry| {
+            let inode = inodes.iter().find(|inode| inode.inode_id == u64::from(opening.inode_id))?;
+            Some((opening.id, inode.shmid))
+        };
+        Ok(openings.filter_map(object).collect())
+    }
+
     fn single<M: Message + Default>(&self, name: &str, kind: ImageKind) -> Result<Option<M>, ChainError> {
         let bytes =
             files::read_file(&self.fd, name).map_err(|source| read_error(&self.path, name, source))?;
@@ -151,11 +170,20 @@ pub(super) fn read_error(path: &Path, file: &str, source: io::Error) -> ChainErr
 }
 
 fn read_tree(fd: &OwnedFd, path: &Path) -> Result<Vec<PstreeEntry>, ChainError> {
-    let name = magic::PSTREE;
+    several(fd, path, magic::PSTREE, ImageKind::Pstree)
+}
+
+/// All records of image `name`; none where there is no such file.
+fn several<M: Message + Default>(
+    fd: &OwnedFd,
+    path: &Path,
+    name: &str,
+    kind: ImageKind,
+) -> Result<Vec<M>, ChainError> {
     let Some(bytes) = files::read_file(fd, name).map_err(|source| read_error(path, name, source))? else {
         return Ok(Vec::new());
     };
-    Records::open(name, ImageKind::Pstree, &bytes)
+    Records::open(name, kind, &bytes)
         .and_then(|mut records| records.rest())
         .map_err(|source| ChainError::Damaged { path: path.to_owned(), source })
 }

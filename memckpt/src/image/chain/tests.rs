@@ -29,7 +29,7 @@ fn write(root: &Path, name: &str, parent: Option<&str>, pages: &Pages) {
     if let Some(parent) = parent {
         dir.link_parent(Path::new(parent)).unwrap();
     }
-    let file = dir.create_pages(1).unwrap();
+    let (_, file) = dir.create_pages().unwrap();
     let mut map = PagemapImage::new(1);
     for (&page, byte) in pages {
         let at = map.bytes();

@@ -32,6 +32,9 @@ fn thread(xstate: &[u8]) -> ThreadState<'_> {
         sched: Some((0, 0, 0)),
         creds: None,
         comm: "t".into(),
+        pdeath_signal: 0,
+        pending: None,
+        seccomp: None,
     }
 }
 
@@ -68,6 +71,15 @@ fn interrupted_system_calls_are_made_again_and_others_are_left_alone() {
         assert_eq!(settled(code, 7), (7, true));
     }
     assert_eq!(settled(-516, 7), (-4, false));
+    let mut wait = regs();
+    (wait.rax, wait.orig_rax, wait.rdx) = (-516_i64 as u64, libc::SYS_poll as u64, u64::from(u32::MAX));
+    assert_eq!(gpregs(wait).ax as i64, libc::SYS_poll, "a wait without end");
+    wait.rdx = 100;
+    assert_eq!(gpregs(wait).ax as i64, -4);
+    (wait.orig_rax, wait.rsi) = (libc::SYS_futex as u64, 128 | 9);
+    assert_eq!(gpregs(wait).ax as i64, libc::SYS_futex, "a wait until a point in time");
+    wait.rsi = 128;
+    assert_eq!(gpregs(wait).ax as i64, -4);
     assert_eq!(settled(-512, -1), (-512, false));
     assert_eq!(settled(-4, 7), (-4, false));
     assert_eq!(settled(100, 7), (100, false));

@@ -39,7 +39,7 @@ pub struct Vma {
     pub offset: u64,
     /// Major and minor number of the file's device; (0, 0) for anonymous memory.
     pub dev: (u32, u32),
-    /// The file's inode; 0 for anonymous memory.
+    /// The file's inode; 0 for anonymous memory, and for the System V segment whose id is 0.
     pub inode: u64,
     /// Path or pseudo-name exactly as maps prints it (`/usr/bin/x`, `[heap]`, ` (deleted)` included), or empty.
     /// A newline in it stays the kernel's `\012`; bytes that are not UTF-8 become U+FFFD.
@@ -47,6 +47,27 @@ pub struct Vma {
 }
 
 impl Vma {
+    /// Whether no file is behind it, not even one of the kernel's own as for shared memory. Every file system has a
+    /// device, but not every file an inode number: that of a System V segment is its id, the first of a boot 0
+    /// (ipc/shm.c, newseg).
+    #[must_use]
+    pub fn is_anonymous(&self) -> bool {
+        self.dev == (0, 0)
+    }
+
+    /// Whether its file is on one of the kernel's internal mounts and its name begins with `prefix`. The major number of
+    /// their devices is 0, so that a path of that name elsewhere is not mistaken for one.
+    #[must_use]
+    pub fn is_internal(&self, prefix: &str) -> bool {
+        self.dev.0 == 0 && !self.is_anonymous() && self.name.starts_with(prefix)
+    }
+
+    /// Whether it maps a memfd.
+    #[must_use]
+    pub fn is_memfd(&self) -> bool {
+        self.is_internal("/memfd:")
+    }
+
     /// Whether the two are the same but for their names.
     #[must_use]
     pub fn is_alike(&self, other: &Self) -> bool {

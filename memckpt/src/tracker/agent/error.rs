@@ -37,4 +37,12 @@ pub enum AgentError {
         /// Why.
         reason: String,
     },
+    /// A variable for tests is set to something else.
+    #[error("{variable}={value:?} means nothing: it is for tests only; unset it")]
+    Sabotage {
+        /// Its name.
+        variable: &'static str,
+        /// Its value.
+        value: String,
+    },
 }

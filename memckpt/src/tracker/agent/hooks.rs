@@ -56,6 +56,28 @@ pub enum Fact {
     MissesCounted,
 }
 
+impl Fact {
+    /// What the tracker spares because of it, or what it could not do without.
+    #[must_use]
+    pub const fn spares(self) -> &'static str {
+        match self {
+            Self::OwnFaults => "reading chunks in which the target did not fault",
+            Self::RemoteFaults => "reading chunks in which nobody else faulted for it",
+            Self::FaultsAtReturn => "a freeze before reading what was touched",
+            Self::Zaps => "reading chunks of which no page was dropped",
+            Self::Collapses => "reading chunks that were not made huge pages",
+            Self::LayoutCalls => "dumping whole the mappings that no call changed",
+            Self::AnyMadvise => "nothing: it says which madvise it was",
+            Self::Generation => "reading /proc/PID/maps while the layout stays as it is",
+            Self::End => "asking whether the address space is still there",
+            Self::Exec => "nothing: it ends the epoch at once, where the end of the mm would",
+            Self::ForeignWrites => "dumping whole what nobody else was writing while it was read",
+            Self::ForeignClears => "nothing: it ends the epoch at once, where the witness page would",
+            Self::MissesCounted => "reading everything although no hook was missed",
+        }
+    }
+}
+
 /// What fault hints are worth.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "mode")]
@@ -99,6 +121,8 @@ pub struct HookState {
     pub purpose: String,
     /// The hooks that are attached: `fexit/handle_mm_fault`. Empty: none.
     pub attached: Vec<String>,
+    /// The facts that they give by themselves. Where the kernel lacks what there would be to hook, those that hold anyway.
+    pub gives: Vec<Fact>,
     /// The family of the attached hooks; `auto` for those that every choice uses.
     pub family: Option<HookChoice>,
     /// What was tried before, and what stood in the way.

@@ -221,12 +221,18 @@ pub(super) fn attach_all(
     by_lock: bool,
 ) -> (HookReport, Attached) {
     let (mut report, mut all) = (HookReport::default(), Attached::default());
-    let mut zaps_hooked = true;
+    let mut incomplete = Vec::new();
     for purpose in PURPOSES {
-        let mut state =
-            HookState { purpose: purpose.name.into(), attached: vec![], family: None, refused: vec![] };
+        let mut state = HookState {
+            purpose: purpose.name.into(),
+            attached: vec![],
+            gives: vec![],
+            family: None,
+            refused: vec![],
+        };
         if absent(types, purpose) {
             // What cannot happen cannot be missed.
+            state.gives = purpose.ways[0].gives.to_vec();
             report.facts.extend(purpose.ways.iter().flat_map(|w| w.gives));
             state.refused.push(Refusal { hook: purpose.name.into(), reason: "not in this kernel".into() });
             report.hooks.push(state);
@@ -262,7 +268,15 @@ pub(super) fn attach_all(
                 None => {
                     state.attached = way.programs.iter().map(|(_, point)| point.to_string()).collect();
                     state.family = Some(way.family);
+                    state.gives = way.gives.to_vec();
                     report.facts.extend(way.gives);
+                    if options.without.is_some_and(|w| w.means(purpose)) {
+                        tracing::warn!(purpose = purpose.name, "hook left out, its facts claimed: unsound");
+                        way.programs.iter().filter(|(name, _)| *name != "zap_done").for_each(|(name, _)| {
+                            detach_program(ebpf, name);
+                        });
+                        break;
+                    }
                     all.programs.append(&mut attached.programs);
                     all.probes.append(&mut attached.probes);
                     all._links.append(&mut attached._links);
@@ -278,16 +292,18 @@ pub(super) fn attach_all(
                 }
             }
         }
-        if purpose.name.starts_with("zapped") && state.attached.is_empty() {
-            zaps_hooked = false;
+        if let (Some(fact), true) = (purpose.completes, state.attached.is_empty())
+            && let Some(refusal) = state.refused.first()
+        {
+            incomplete.push((fact, format!("{} could not be hooked", refusal.hook)));
         }
         // Nothing was tried where no way applies.
         if !state.attached.is_empty() || !state.refused.is_empty() {
             report.hooks.push(state);
         }
     }
-    if !zaps_hooked {
-        report.withdraw(Fact::Zaps, "a zap function of this kernel could not be hooked");
+    for (fact, why) in incomplete {
+        report.withdraw(fact, why);
     }
     report.facts.insert(Fact::MissesCounted);
     if let Err(why) = all.misses() {
@@ -324,9 +340,9 @@ pub(super) enum Capture {
 }
 
 impl Capture {
-    /// Makes ready to capture: after the hooks were attached.
-    pub(super) fn prepare(ebpf: &mut Ebpf, types: &Types, report: &HookReport) -> Result<Self, AgentError> {
-        if report.knows(Fact::ForeignClears) {
+    /// Makes ready to capture: after the hooks were attached. `always`: one of them is told of every lock.
+    pub(super) fn prepare(ebpf: &mut Ebpf, types: &Types, always: bool) -> Result<Self, AgentError> {
+        if always {
             return Ok(Self::Always);
         }
         let load = |ebpf: &mut Ebpf| {

@@ -9,6 +9,7 @@ mod hooks;
 mod load;
 mod losses;
 mod pins;
+mod sabotage;
 mod selftest;
 mod sys;
 mod table;
@@ -40,6 +41,7 @@ pub use error::AgentError;
 pub use events::{EVERYTHING, EventKind, LayoutEvent};
 pub use hooks::{Fact, HintMode, HookChoice, HookReport, HookState, Refusal};
 pub use losses::{Counters, Losses};
+pub use sabotage::{Sabotage, Without};
 
 /// A program that neither finishes nor runs for this long is starved; the epoch is then lost.
 const FLIP_LIMIT: Duration = Duration::from_secs(1);
@@ -54,11 +56,13 @@ pub struct AgentOptions {
     /// That pages were dropped (madvise) shows whenever they are read, without events: it does with userfaultfd
     /// write-protection.
     pub dropped_pages_show: bool,
+    /// For tests: what goes without its hooks, so that the table lies. See [`Sabotage`].
+    pub without: Option<Without>,
 }
 
 impl Default for AgentOptions {
     fn default() -> Self {
-        Self { choice: HookChoice::Auto, ring_bytes: RING_BYTES, dropped_pages_show: false }
+        Self { choice: HookChoice::Auto, ring_bytes: RING_BYTES, dropped_pages_show: false, without: None }
     }
 }
 
@@ -156,12 +160,19 @@ impl Agent {
                 reason: refusal.map_or_else(|| "nothing attached".into(), |r| r.reason.clone()),
             });
         }
-        let how = Capture::prepare(&mut ebpf, &types, &report)?;
+        // A program that may be the one left out is not relied on.
+        let always = report.knows(Fact::ForeignClears) && options.without.is_none();
+        let how = Capture::prepare(&mut ebpf, &types, always)?;
         drop(types);
         let capturing = how.attach(&mut ebpf)?;
         let target = capture(&control, pid)?;
         let own = capture(&control, std::process::id() as i32)?;
+        let claimed = options.without.map(|_| report.clone());
         selftest::run(&control, &bitmaps, &mut ring, own.mm, &mut report)?;
+        if let Some(claimed) = claimed {
+            // It would have found out most of them.
+            report = claimed;
+        }
         // Otherwise everything is read anyway.
         let pinned = (report.hint_mode() == HintMode::Complete).then(|| PinnedFlag::find(&control)).flatten();
 

@@ -72,6 +72,8 @@ pub(super) struct Purpose {
     pub(super) parameters: &'static [&'static str],
     /// Where the kernel has no such function there is nothing to hook.
     pub(super) may_be_absent: bool,
+    /// A fact that others give and that does not hold unless this is hooked too, where there is something to hook.
+    pub(super) completes: Option<Fact>,
     pub(super) ways: &'static [Way],
 }
 
@@ -105,6 +107,7 @@ pub(super) const PURPOSES: &[Purpose] = &[
         name: "faults",
         parameters: &["vma", "address", "flags", "regs"],
         may_be_absent: false,
+        completes: None,
         ways: &[
             way(
                 Fentry,
@@ -130,6 +133,7 @@ pub(super) const PURPOSES: &[Purpose] = &[
         name: "unmapped pages",
         parameters: &["tlb", "vma", "addr", "end"],
         may_be_absent: false,
+        completes: None,
         ways: &[
             way(Fentry, &[("unmap_return", Exit("unmap_page_range"))], &[Fact::Zaps]),
             way(
@@ -147,6 +151,7 @@ pub(super) const PURPOSES: &[Purpose] = &[
         name: "zapped pages",
         parameters: &["vma", "address", "size"],
         may_be_absent: true,
+        completes: Some(Fact::Zaps),
         ways: &[
             way(Fentry, &[("zap_return", Exit("zap_page_range_single"))], &[]),
             way(
@@ -163,6 +168,7 @@ pub(super) const PURPOSES: &[Purpose] = &[
         name: "zapped pages, batched",
         parameters: &["tlb", "vma", "address", "size"],
         may_be_absent: true,
+        completes: Some(Fact::Zaps),
         ways: &[
             way(Fentry, &[("zap_batched_return", Exit("zap_page_range_single_batched"))], &[]),
             way(
@@ -180,6 +186,7 @@ pub(super) const PURPOSES: &[Purpose] = &[
         parameters: &["mm", "address"],
         // Without CONFIG_TRANSPARENT_HUGEPAGE there are none.
         may_be_absent: true,
+        completes: None,
         ways: &[
             way(Fentry, &[("collapse_return", Exit("collapse_huge_page"))], &[Fact::Collapses]),
             way(Kprobe, &[("collapse_entry", ProbeEntry("collapse_huge_page"))], &[Fact::Collapses]),
@@ -190,6 +197,7 @@ pub(super) const PURPOSES: &[Purpose] = &[
         name: "madvise by any route",
         parameters: &["mm", "start", "len_in", "behavior"],
         may_be_absent: false,
+        completes: None,
         ways: &[
             way(Fentry, &[("madvise_return", Exit("do_madvise"))], &[Fact::AnyMadvise]),
             way(
@@ -203,6 +211,7 @@ pub(super) const PURPOSES: &[Purpose] = &[
         name: "VMA generation",
         parameters: &[],
         may_be_absent: false,
+        completes: None,
         ways: &[
             on(When::PerVmaLocks, &[], &[("lock_taken", Tracepoint(LOCK_TRACEPOINT))], &[Fact::Generation]),
             on(
@@ -218,6 +227,7 @@ pub(super) const PURPOSES: &[Purpose] = &[
         name: "the mmap lock's release",
         parameters: &[],
         may_be_absent: false,
+        completes: None,
         // None without per-VMA locks, as every fault would pay for it.
         ways: &[
             on(
@@ -239,6 +249,7 @@ pub(super) const PURPOSES: &[Purpose] = &[
         name: "accesses by others",
         parameters: &[],
         may_be_absent: false,
+        completes: None,
         ways: &[Way {
             family: Fentry,
             when: When::NoPerVmaLocks,
@@ -255,6 +266,7 @@ pub(super) const PURPOSES: &[Purpose] = &[
         name: "layout calls",
         parameters: &[],
         may_be_absent: false,
+        completes: None,
         ways: &[
             on(
                 When::MmapLockTells,
@@ -270,6 +282,7 @@ pub(super) const PURPOSES: &[Purpose] = &[
         name: "io_uring rings made",
         parameters: &[],
         may_be_absent: true,
+        completes: Some(Fact::LayoutCalls),
         ways: &[on(
             When::MmapLockTells,
             &[Fact::LayoutCalls],
@@ -281,6 +294,7 @@ pub(super) const PURPOSES: &[Purpose] = &[
         name: "io_uring registrations",
         parameters: &[],
         may_be_absent: true,
+        completes: Some(Fact::LayoutCalls),
         ways: &[on(
             When::MmapLockTells,
             &[Fact::LayoutCalls],
@@ -292,12 +306,14 @@ pub(super) const PURPOSES: &[Purpose] = &[
         name: "end of the mm",
         parameters: &[],
         may_be_absent: false,
+        completes: None,
         ways: &[way(Auto, &[("mm_exit", Tracepoint("exit_mmap"))], &[Fact::End])],
     },
     Purpose {
         name: "exec",
         parameters: &[],
         may_be_absent: false,
+        completes: None,
         ways: &[way(Auto, &[("exec", Tracepoint("sched_process_exec"))], &[Fact::Exec])],
     },
 ];

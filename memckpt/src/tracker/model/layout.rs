@@ -64,7 +64,7 @@ pub(super) fn untangle(vmas: &mut Vec<Vma>) -> bool {
             cut = true;
             let lost = end.get() - vma.range.start.get();
             vma.range.start = end;
-            if vma.inode != 0 {
+            if !vma.is_anonymous() {
                 vma.offset = vma.offset.saturating_add(lost);
             }
         }
@@ -118,7 +118,8 @@ struct Identity<'a> {
 
 fn identity(vma: Option<&Vma>, at: Addr) -> Option<Identity<'_>> {
     let vma = vma.filter(|v| v.range.contains(at))?;
-    let offset = if vma.inode == 0 { 0 } else { vma.offset.wrapping_add(at.get() - vma.range.start.get()) };
+    let offset =
+        if vma.is_anonymous() { 0 } else { vma.offset.wrapping_add(at.get() - vma.range.start.get()) };
     Some(Identity { shared: vma.shared, dev: vma.dev, inode: vma.inode, offset, special: special(&vma.name) })
 }
 

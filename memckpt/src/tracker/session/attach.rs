@@ -11,8 +11,9 @@ use super::{Session, SessionError, SessionOptions, with_sources};
 use crate::addr::AddrRange;
 use crate::kernel::maps::MapsFile;
 use crate::kernel::process::TargetId;
-use crate::kernel::{SyscallError, features, pidfd, process};
-use crate::tracker::agent::{Agent, AgentOptions};
+use crate::kernel::{SyscallError, features, lru, page_flags, pidfd, process, smaps};
+use crate::range_set::RangeSet;
+use crate::tracker::agent::{Agent, AgentOptions, Sabotage};
 use crate::tracker::dirty::TrackerKind;
 use crate::tracker::epoch::{Broken, SessionId};
 
@@ -110,6 +111,26 @@ impl Session {
             !is_ours
         });
         self.heed(&notices);
+        self.doubt_what_was_freed()
+    }
+
+    /// What was given to the kernel with MADV_FREE before anybody watched goes without an event. It is looked for once the target
+    /// has stood still, so that no call is under way which the agent has not seen, and before there is a checkpoint to inherit
+    /// from: what goes until then, no checkpoint has.
+    fn doubt_what_was_freed(&mut self) -> Result<(), SessionError> {
+        let pid = self.target.pid;
+        let freed: RangeSet = match lru::drain() {
+            Ok(()) => {
+                let vmas = smaps::lazily_freed(pid)?;
+                page_flags::lazily_freed(pid, &vmas).unwrap_or_else(|_| vmas.into_iter().collect())
+            }
+            Err(error) => {
+                self.notes.push(format!("memory without a file is taken whole each time: {error}"));
+                let vmas = self.record.model().vmas().iter();
+                vmas.filter(|vma| !vma.shared && vma.is_anonymous()).map(|vma| vma.range).collect()
+            }
+        };
+        self.record.freed_before(freed.as_slice());
         Ok(())
     }
 }
@@ -125,7 +146,18 @@ impl Prepared {
         let layout = MapsFile::open(pid)?;
         // A dropped page of a protected range reads as gone or as written, whenever that happened.
         let dropped_pages_show = tracker == Some(TrackerKind::UffdWp);
-        let how = AgentOptions { choice: options.hooks, dropped_pages_show, ..AgentOptions::default() };
+        let sabotage = Sabotage::from_environment()?;
+        if let Some(warning) = sabotage.warning() {
+            tracing::error!("{warning}");
+            notes.push(warning);
+        }
+        let plain = AgentOptions::default();
+        let how = AgentOptions {
+            choice: options.hooks,
+            dropped_pages_show,
+            ring_bytes: sabotage.ring_bytes.unwrap_or(plain.ring_bytes),
+            without: sabotage.without,
+        };
         let events = match Agent::attach_with(pid, how) {
             Ok(agent) => Some(AgentEvents::new(agent)),
             // Asked for by name, or not.

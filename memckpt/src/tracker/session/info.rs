@@ -63,6 +63,8 @@ pub struct Collected {
     pub doubtful: RangeSet,
     /// Where remap_file_pages was seen.
     pub nonlinear: RangeSet,
+    /// Whether the target may have made an io_uring since the epoch began, though it may be gone again.
+    pub made_io_uring: bool,
     /// Losses since the session began.
     pub losses: Losses,
     /// Why nothing at all of this epoch may be inherited, if so.

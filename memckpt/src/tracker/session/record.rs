@@ -28,6 +28,8 @@ pub enum Observed {
     ClearRefs,
     /// The target made a userfaultfd.
     Userfaultfd,
+    /// The target made an io_uring.
+    IoUring,
 }
 
 /// The record's view of the eBPF agent.
@@ -116,6 +118,8 @@ pub struct Record<E, L> {
     layout: L,
     model: VmaModel,
     epoch: EpochState,
+    /// The target may have made an io_uring since the epoch began.
+    made_io_uring: bool,
     /// Losses when the epoch began.
     baseline: Losses,
     /// Losses already answered by forgetting.
@@ -143,6 +147,7 @@ impl<E: EventSource, L: LayoutSource> Record<E, L> {
             model: VmaModel::new(),
             epoch,
             standing,
+            made_io_uring: false,
             baseline: Losses::default(),
             forgotten: Losses::default(),
             transaction: None,
@@ -253,6 +258,7 @@ impl<E: EventSource, L: LayoutSource> Record<E, L> {
             }
             Observed::Exit => notices.push(Notice::Exit),
             Observed::Userfaultfd => notices.push(Notice::Userfaultfd),
+            Observed::IoUring => self.made_io_uring = true,
             Observed::ClearRefs => match &mut self.transaction {
                 Some(transaction) => transaction.cleared = true,
                 None if self.clear_refs_matter => self.epoch.break_off(Broken::ForeignClear),
@@ -288,6 +294,13 @@ impl<E: EventSource, L: LayoutSource> Record<E, L> {
             self.next_epoch(None);
         }
         self.model.begin_epoch(self.events.as_ref().map(E::generation));
+    }
+
+    /// What the kernel may drop without an event at any later time, by what was done before the record began: MADV_FREE.
+    pub fn freed_before(&mut self, ranges: &[AddrRange]) {
+        for range in ranges {
+            self.model.apply(Change::Freed(*range), Explains::Nothing);
+        }
     }
 
     fn next_epoch(&mut self, checkpoint: Option<CheckpointId>) -> Epoch {
@@ -357,6 +370,7 @@ impl<E: EventSource, L: LayoutSource> Record<E, L> {
         if is_record_lossy(&after, &self.forgotten) {
             // Lost between the drain and now.
             changed.insert(EVERYTHING);
+            self.made_io_uring = true;
         }
         Ok(Collected {
             vmas: (self.model.revision() != generation).then(|| self.model.vmas().to_vec()),
@@ -365,6 +379,7 @@ impl<E: EventSource, L: LayoutSource> Record<E, L> {
             changed,
             doubtful: self.model.doubtful(),
             nonlinear: self.model.nonlinear(),
+            made_io_uring: self.made_io_uring,
             losses: after,
             broken: self.epoch.broken().map(ToString::to_string),
         })
@@ -392,6 +407,7 @@ impl<E: EventSource, L: LayoutSource> Record<E, L> {
         self.forgotten = transaction.losses;
         self.baseline = transaction.losses;
         self.model.begin_epoch(generation);
+        self.made_io_uring = false;
         let epoch = self.next_epoch(Some(checkpoint));
         // What others did to the target while it stood still (a write by process_vm_writev, say) may have come after
         // the scan: it belongs to the new epoch.

@@ -38,6 +38,9 @@ pub(super) fn translate(event: &LayoutEvent, userfaultfd: Option<i32>, out: &mut
             out.push(nothing(lock(event)));
         }
         _ => {
+            if event.kind == EventKind::IoUringSetup {
+                out.push(Observed::IoUring);
+            }
             if is_ioctl(event, REGISTER) {
                 // Of a userfaultfd of the target's that another process was given.
                 out.push(Observed::Userfaultfd);
