@@ -23,21 +23,7 @@ fn dump(program: &Program, images: &Path, more: &[&str]) -> Result<()> {
 
 /// Dumped, ended, restored, going on; three times.
 fn goes_on(test: &str, start: impl Fn(&Scratch) -> Result<Program>) -> Result<()> {
-    if let Some(reason) = criu::missing()? {
-        skip(test, &reason);
-        return Ok(());
-    }
-    let scratch = Scratch::new()?;
-    let mut program = start(&scratch)?;
-    for round in 0..3 {
-        let images = scratch.directory(&round.to_string())?;
-        dump(&program, &images, &[])?;
-        let before = if round == 0 { program.ended()? } else { program.lines()? };
-        criu::run("restore", &images, &["-d"]).with_context(|| format!("round {round}"))?;
-        program.wait_for(before + 10).with_context(|| format!("round {round}, after {before} lines"))?;
-    }
-    say(&format!("{test}: restored three times, {} lines, all right", program.lines()?));
-    Ok(())
+    three_rounds(test, None, start)
 }
 
 #[test]
@@ -69,19 +55,33 @@ fn goes_on_from_rest(
     restore_flags: &[&str],
     start: impl Fn(&Scratch) -> Result<Program>,
 ) -> Result<()> {
+    three_rounds(test, Some((dump_flags, restore_flags)), start)
+}
+
+/// Dumps, restores and lets go on three times; at rest, with the flags of dump and of restore, if there are any.
+fn three_rounds(
+    test: &str,
+    at_rest: Option<(&[&str], &[&str])>,
+    start: impl Fn(&Scratch) -> Result<Program>,
+) -> Result<()> {
     if let Some(reason) = criu::missing()? {
         skip(test, &reason);
         return Ok(());
     }
+    let (dump_flags, restore_flags) = at_rest.unwrap_or((&[], &["-d"]));
     let scratch = Scratch::new()?;
     let mut program = start(&scratch)?;
     for round in 0..3 {
-        program.come_to_rest(scratch.path())?;
+        if at_rest.is_some() {
+            program.come_to_rest(scratch.path())?;
+        }
         let images = scratch.directory(&round.to_string())?;
         dump(&program, &images, dump_flags)?;
         let before = if round == 0 { program.ended()? } else { program.lines()? };
         criu::run("restore", &images, restore_flags).with_context(|| format!("round {round}"))?;
-        fs::remove_file(scratch.path().join("hold"))?;
+        if at_rest.is_some() {
+            fs::remove_file(scratch.path().join("hold"))?;
+        }
         program.wait_for(before + 10).with_context(|| format!("round {round}, after {before} lines"))?;
     }
     say(&format!("{test}: restored three times, {} lines, all right", program.lines()?));

@@ -26,17 +26,17 @@ use std::os::fd::AsFd;
 
 use crate::kernel::descriptor::{self, Descriptor};
 use crate::kernel::nftables::{self, Block, Connection};
+use crate::kernel::sock_diag::state;
 use crate::kernel::tcp::{self, Stream};
 use crate::kernel::{SyscallError, inet, status};
 use crate::target::{Calls, Frozen, Infected};
 
 use super::error::DumpError;
+use super::files::refuse_descriptor;
 use super::process::CapturedProcess;
 use super::refuse::Refusal;
 use super::request::{Afterwards, CriuVersion, Kind, Request};
 
-/// TCP_ESTABLISHED of include/net/tcp_states.h.
-const ESTABLISHED: u8 = 1;
 /// CAP_NET_ADMIN
 const NET_ADMIN: u64 = 1 << 12;
 /// How many connections are under repair at once: the parasite has a list of limited length to undo it by.
@@ -144,7 +144,7 @@ fn is_connection(socket: &Descriptor) -> Result<bool, DumpError> {
     }
     let info =
         tcp::info(socket.as_fd()).map_err(|e| SyscallError::new("getsockopt(TCP_INFO)", socket.name(), e))?;
-    Ok(info.state == ESTABLISHED)
+    Ok(info.state == state::ESTABLISHED)
 }
 
 /// The two ends of an established connection, if it still is.
@@ -241,13 +241,11 @@ fn read(socket: &Descriptor) -> Result<Stream, DumpError> {
             other => return other.map_err(|e| failed(socket, e).into()),
         }
     }
-    Err(Refusal::File {
-        pid: socket.pid,
-        place: format!("descriptor {}", socket.fd),
-        kind: "TCP connection".to_owned(),
-        reason: "never stands still, as its peer goes on sending: try again later".to_owned(),
-    }
-    .into())
+    Err(refuse_descriptor(
+        socket,
+        "TCP connection",
+        "never stands still, as its peer goes on sending: try again later",
+    ))
 }
 
 fn failed(socket: &Descriptor, error: io::Error) -> SyscallError {

@@ -107,17 +107,16 @@ fn settle_system_call(regs: &mut libc::user_regs_struct) {
     if (regs.orig_rax as i64) < 0 {
         return;
     }
-    match -(regs.rax as i64) {
-        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => {
-            regs.rax = regs.orig_rax;
-            regs.rip = regs.rip.wrapping_sub(SYSCALL_LEN);
-        }
-        ERESTART_RESTARTBLOCK if is_the_same_again(regs) => {
-            regs.rax = regs.orig_rax;
-            regs.rip = regs.rip.wrapping_sub(SYSCALL_LEN);
-        }
-        ERESTART_RESTARTBLOCK => regs.rax = i64::from(-libc::EINTR) as u64,
-        _ => {}
+    let again = match -(regs.rax as i64) {
+        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => true,
+        ERESTART_RESTARTBLOCK => is_the_same_again(regs),
+        _ => return,
+    };
+    if again {
+        regs.rax = regs.orig_rax;
+        regs.rip = regs.rip.wrapping_sub(SYSCALL_LEN);
+    } else {
+        regs.rax = i64::from(-libc::EINTR) as u64;
     }
 }
 

@@ -21,12 +21,22 @@ const UNIX_DIAG_SHUTDOWN: u16 = 6;
 /// struct unix_diag_msg, behind the header.
 const UNIX_DIAG_MSG: usize = 16;
 
+/// The states of a socket that matter to a checkpoint (include/net/tcp_states.h; unix sockets and UDP use them too).
+pub mod state {
+    /// TCP_ESTABLISHED
+    pub const ESTABLISHED: u8 = 1;
+    /// TCP_CLOSE
+    pub const CLOSE: u8 = 7;
+    /// TCP_LISTEN
+    pub const LISTEN: u8 = 10;
+}
+
 /// A unix socket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UnixSocket {
     /// SOCK_STREAM, SOCK_DGRAM or SOCK_SEQPACKET.
     pub kind: u8,
-    /// TCP_ESTABLISHED (1), TCP_CLOSE (7) or TCP_LISTEN (10).
+    /// One of [`state`].
     pub state: u8,
     /// What it is bound to: a path, or an abstract name, which begins with a zero byte.
     pub name: Option<Vec<u8>>,

@@ -36,6 +36,8 @@ mod terminal;
 
 use collector::Collector;
 
+pub(super) use refusal::refuse_descriptor;
+
 /// One process of the tree.
 #[derive(Clone, Copy)]
 pub(super) struct Task<'a> {

@@ -44,7 +44,7 @@ pub(super) fn refuse(
 }
 
 /// Refuses what `descriptor` is.
-pub(super) fn refuse_descriptor(
+pub(in crate::dump) fn refuse_descriptor(
     descriptor: &Descriptor,
     kind: impl Into<String>,
     reason: impl Into<String>,

@@ -8,13 +8,13 @@ use crate::image::proto::{FdTypes, FileEntry, InetSkEntry, IpOptsEntry, TcpOptsE
 use crate::kernel::SyscallError;
 use crate::kernel::descriptor::Descriptor;
 use crate::kernel::inet;
+use crate::kernel::sock_diag::state::{CLOSE, ESTABLISHED, LISTEN};
 use crate::kernel::socket_options;
 use crate::kernel::tcp::{self, Stream};
 
 use super::super::collector::{Collector, owner};
 use super::super::refusal::refuse_descriptor;
 use super::options::{self, flag, general, number};
-use super::{CLOSE, ESTABLISHED, LISTEN};
 
 impl Collector<'_> {
     pub(super) fn inet_socket(&mut self, found: &Descriptor, id: u32) -> Result<FileEntry, DumpError> {

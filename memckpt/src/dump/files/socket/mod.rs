@@ -13,11 +13,6 @@ mod unix;
 
 pub(super) use unix::{UnixEnds, peers_first};
 
-/// States of include/net/tcp_states.h, which unix sockets and UDP use too.
-const ESTABLISHED: u8 = 1;
-const CLOSE: u8 = 7;
-const LISTEN: u8 = 10;
-
 impl Collector<'_> {
     pub(super) fn socket(&mut self, found: &Descriptor, id: u32) -> Result<FileEntry, DumpError> {
         if found.info.flags & libc::O_PATH as u32 != 0 {

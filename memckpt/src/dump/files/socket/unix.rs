@@ -8,11 +8,12 @@ use crate::image::proto::{
     FdTypes, FileEntry, FilePermsEntry, ScmEntry, SkPacketEntry, SkShutdown, UnixSkEntry,
 };
 use crate::kernel::descriptor::Descriptor;
+use crate::kernel::sock_diag::state::LISTEN;
 use crate::kernel::sock_diag::{SockDiag, UnixSocket};
 
 use super::super::collector::{Collector, owner};
 use super::super::refusal::{Place, refuse, refuse_descriptor};
-use super::{LISTEN, options};
+use super::options;
 
 /// The unix sockets that were seen, and those that they are connected to.
 #[derive(Debug, Default)]
