@@ -341,7 +341,7 @@ fn a_vfork_parent_is_named_and_everything_released() -> Result<()> {
     match error {
         Err(FreezeError::Timeout { tid, reason, .. }) => {
             assert_eq!(tid, pid);
-            assert!(reason.contains("vfork"), "{reason}");
+            assert!(reason.contains("vfork") && reason.contains("of the child, process"), "{reason}");
         }
         other => panic!("{other:?}"),
     }

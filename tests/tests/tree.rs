@@ -218,3 +218,23 @@ fn those_who_wait_are_told() -> Result<()> {
     memckpt(["dump", "--status-fd", "77", "-t", &pid, "-D"]).arg(&other).refused(&["descriptor 77"])?;
     Ok(())
 }
+
+/// A shell vforks each command that it runs: the two share their memory until the command has called exec, and the shell does
+/// not stand still sooner.
+#[test]
+fn a_shell_that_runs_one_command_after_the_other() -> Result<()> {
+    if !is_root() {
+        skip("a_shell_that_runs_one_command_after_the_other", "not root");
+        return Ok(());
+    }
+    let scratch = Scratch::new()?;
+    let mut command = std::process::Command::new("/bin/sh");
+    command.args(["-c", "while :; do /bin/true; done"]);
+    let shell = Victim::spawn(command)?;
+    for round in 0..40 {
+        let images = scratch.directory(&round.to_string())?;
+        let flags = ["dump", "--leave-running", "-t", &shell.pid().to_string(), "-D"];
+        memckpt(flags).arg(&images).ok().with_context(|| format!("round {round}"))?;
+    }
+    Ok(())
+}

@@ -136,6 +136,7 @@ impl Prepared {
         let began = Instant::now();
         let mut tree = FrozenTree::freeze(request.pid, request.timeout)?;
         let stopped = Instant::now();
+        refuse::sharers(&tree)?;
         if let Some(cgroup) = &self.cgroup {
             refuse::foreigners(cgroup, &tree, request)?;
         }

@@ -7,7 +7,7 @@ use crate::kernel::process::{self, Bitness, TargetId};
 use crate::kernel::{SyscallError, status};
 use crate::plan::{SharedKind, VmaClass};
 use crate::range_set::RangeSet;
-use crate::target::FrozenTree;
+use crate::target::{Frozen, FrozenTree};
 
 use super::error::DumpError;
 use super::layout::Layout;
@@ -259,7 +259,9 @@ pub(super) fn capturable(pid: i32) -> Result<TargetId, Refusal> {
     if process::bitness(pid).is_ok_and(|bits| bits == Bitness::Bits32) {
         return Err(Refusal::ThirtyTwoBit(pid));
     }
-    if let Some(other) = sharing_mm(pid) {
+    // Looked at twice: a vfork that has ended after the first time is none that the second could see.
+    let shares = |other: &i32| process::shares_mm(pid, *other).unwrap_or(false);
+    if let Some(other) = sharing_mm(pid).filter(|&other| !may_wait_for(pid, other)).filter(shares) {
         return Err(Refusal::SharedMm { pid, other });
     }
     descriptors(pid)?;
@@ -272,6 +274,26 @@ fn sharing_mm(pid: i32) -> Option<i32> {
     processes
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
         .find(|&other| other != pid && process::shares_mm(pid, other).unwrap_or(false))
+}
+
+/// Whether `other` may be a vfork(2) child of `pid`: then the two part by themselves, and no sooner does `pid` stand still. Its
+/// thread sleeps uninterruptibly until then (kernel_clone, kernel/fork.c), or has not begun to.
+fn may_wait_for(pid: i32, other: i32) -> bool {
+    let busy = |tid: i32| status::stat(tid).is_ok_and(|stat| matches!(stat.state, 'D' | 'R'));
+    status::stat(other).is_ok_and(|stat| stat.ppid == pid)
+        && process::threads(pid).is_ok_and(|threads| threads.into_iter().any(busy))
+}
+
+/// Refuses processes of a frozen tree that share the memory of their parent: this is no vfork.
+pub(super) fn sharers(tree: &FrozenTree) -> Result<(), Refusal> {
+    let stands = |pid: i32| tree.processes().iter().any(|frozen| frozen.pid() == pid);
+    for other in tree.processes().iter().map(Frozen::pid) {
+        let Ok(pid) = status::stat(other).map(|stat| stat.ppid) else { continue };
+        if stands(pid) && process::shares_mm(pid, other).unwrap_or(false) {
+            return Err(Refusal::SharedMm { pid, other });
+        }
+    }
+    Ok(())
 }
 
 /// ptrace's own check (ptrace(2), PTRACE_MODE_ATTACH) on a file that asks for it, so that the answer is the kernel's.

@@ -9,7 +9,7 @@ use super::proc::{self, Status};
 use super::registers::{self, ThreadRegisters};
 use super::stops::{self, StopError};
 use crate::kernel::ptrace::{self, Stop};
-use crate::kernel::{SyscallError, status};
+use crate::kernel::{SyscallError, process, status};
 
 /// Why a process could not be frozen. Everything that was stopped runs again.
 #[derive(Debug, thiserror::Error)]
@@ -320,7 +320,12 @@ fn obstacle(pid: i32, tid: i32) -> String {
     let place = place.trim_matches(['0', '\n']);
     match (state, place) {
         ('D', p) if p.contains("vfork") || p == "kernel_clone" || p == "_do_fork" => {
-            format!("it waits for its vfork child (state D, in {p})")
+            let children = super::children(pid).unwrap_or_default();
+            let child = children.into_iter().find(|&child| process::shares_mm(pid, child).unwrap_or(false));
+            let child = child.map_or(String::new(), |child| {
+                format!("; of the child, process {child}: {}", obstacle(child, child))
+            });
+            format!("it waits for its vfork child (state D, in {p}){child}")
         }
         ('D', "") => "it sleeps uninterruptibly (state D)".to_owned(),
         ('D', p) => format!("it sleeps uninterruptibly (state D, in {p})"),
