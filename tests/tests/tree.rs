@@ -234,7 +234,7 @@ fn a_shell_that_runs_one_command_after_the_other() -> Result<()> {
     for round in 0..40 {
         let images = scratch.directory(&round.to_string())?;
         let flags = ["dump", "--leave-running", "-t", &shell.pid().to_string(), "-D"];
-        memckpt(flags).arg(&images).ok().with_context(|| format!("round {round}"))?;
+        memckpt(flags).arg(&images).ok().with_context(|| format!("round {round} of {}", shell.pid()))?;
     }
     Ok(())
 }

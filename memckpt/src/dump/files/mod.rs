@@ -80,8 +80,8 @@ impl Files {
         images: &mut ImagesDir,
     ) -> Result<(), DumpError> {
         match Self::look(tasks, request, None, shared, images) {
-            // A descriptor that was closed meanwhile; in the freeze there is none.
-            Err(DumpError::Syscall(error)) => {
+            // A descriptor that was closed meanwhile, or a process that has ended; in the freeze there is none.
+            Err(error @ (DumpError::Syscall(_) | DumpError::Process(_))) => {
                 tracing::debug!("descriptors before the freeze: {error}");
                 Ok(())
             }
