@@ -64,6 +64,33 @@ impl Program {
         Self::start(command, output)
     }
 
+    /// A shell that runs a command for each line.
+    ///
+    /// # Errors
+    ///
+    /// As [`Program::start`].
+    pub fn shell_loop(scratch: &Scratch) -> Result<Self> {
+        let output = scratch.path().join("output");
+        let text =
+            format!("i=0; while :; do i=$((i+1)); echo $i ok >> {}; sleep 0.05; done", output.display());
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &text]);
+        Program::start(command, output)
+    }
+
+    /// Victim `going_on.py`: threads, a pipe, a timer, a deleted file.
+    ///
+    /// # Errors
+    ///
+    /// As [`Program::start`].
+    pub fn python(scratch: &Scratch) -> Result<Self> {
+        let output = scratch.path().join("output");
+        let deleted = scratch.path().join("deleted");
+        let mut command = Command::new("/usr/bin/python3");
+        command.arg("-c").arg(include_str!("../victims/going_on.py")).arg(&output).arg(&deleted);
+        Program::start(command, output)
+    }
+
     /// Its lines so far.
     ///
     /// # Errors

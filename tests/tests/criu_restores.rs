@@ -139,26 +139,12 @@ fn the_job_of_a_shell() -> Result<()> {
 
 #[test]
 fn a_shell_loop_that_writes_a_file() -> Result<()> {
-    goes_on("a_shell_loop_that_writes_a_file", |scratch| {
-        let output = scratch.path().join("output");
-        let text =
-            format!("i=0; while :; do i=$((i+1)); echo $i ok >> {}; sleep 0.05; done", output.display());
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", &text]);
-        Program::start(command, output)
-    })
+    goes_on("a_shell_loop_that_writes_a_file", Program::shell_loop)
 }
 
 #[test]
 fn python_with_threads_a_pipe_a_timer_and_a_deleted_file() -> Result<()> {
-    const NAME: &str = "python_with_threads_a_pipe_a_timer_and_a_deleted_file";
-    goes_on(NAME, |scratch| {
-        let output = scratch.path().join("output");
-        let deleted = scratch.path().join("deleted");
-        let mut command = Command::new("/usr/bin/python3");
-        command.arg("-c").arg(include_str!("../victims/going_on.py")).arg(&output).arg(&deleted);
-        Program::start(command, output)
-    })
+    goes_on("python_with_threads_a_pipe_a_timer_and_a_deleted_file", Program::python)
 }
 
 /// A tree with connections, idle and full: its peers notice no more than a delay.

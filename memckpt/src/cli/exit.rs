@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use memckpt::dump::DumpError;
+use memckpt::restore::RestoreError;
 use memckpt::target::FreezeError;
 
 pub(crate) const SUCCESS: u8 = 0;
@@ -22,9 +23,10 @@ pub(crate) const AUDIT: u8 = 6;
 pub(crate) const HELP: &str = "\
 Exit codes:
   0  done
-  1  failed on the way; the target lives on, the parent checkpoint is intact
+  1  failed on the way; the target lives on, the parent checkpoint is intact; of a restore nothing is left
   2  the command line is wrong
-  3  refused: the target holds something that memckpt does not capture; it was not touched
+  3  refused: the target holds something that memckpt does not capture; it was not touched. Or a checkpoint holds
+     something that cannot be restored here
   4  refused: the parent does not belong to the epoch being tracked
   5  the target did not stop within --timeout; it was released
   6  --audit found something wrong; no checkpoint was taken
@@ -37,6 +39,13 @@ pub(crate) fn of_dump(error: &DumpError) -> ExitCode {
         DumpError::Epoch { .. } => EPOCH,
         DumpError::Freeze(FreezeError::Timeout { .. }) => TIMEOUT,
         DumpError::Audit(_) => AUDIT,
+        _ => FAILURE,
+    })
+}
+
+pub(crate) fn of_restore(error: &RestoreError) -> ExitCode {
+    ExitCode::from(match error {
+        RestoreError::Refused(_) => REFUSED,
         _ => FAILURE,
     })
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use memckpt::dump::DumpError;
+use memckpt::restore::RestoreError;
 
 mod audit;
 mod check;
@@ -13,6 +14,7 @@ mod dump;
 mod exit;
 mod logging;
 mod report;
+mod restore;
 mod show;
 mod watch;
 
@@ -35,6 +37,8 @@ enum Command {
     PreDump(dump::PreDumpArgs),
     /// Take a checkpoint of a process
     Dump(dump::DumpArgs),
+    /// Bring a process tree back from a checkpoint
+    Restore(restore::RestoreArgs),
     /// Try each feature of this kernel: what works, what that enables, how to get the rest
     Check(check::CheckArgs),
     /// Watch a process: what it maps, touches and dirties
@@ -59,6 +63,7 @@ pub(crate) fn main() -> ExitCode {
     let result = logging::start(&cli.log).and_then(|()| match &cli.command {
         Command::PreDump(args) => dump::pre_dump(args),
         Command::Dump(args) => dump::dump(args),
+        Command::Restore(args) => restore::run(args),
         Command::Check(args) => check::run(args),
         Command::Watch(args) => watch::run(args),
         Command::Show(args) => show::show(args),
@@ -73,7 +78,9 @@ pub(crate) fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         eprintln!("memckpt: {}", sentence(&error));
-        error.downcast_ref::<DumpError>().map_or(ExitCode::from(exit::FAILURE), exit::of_dump)
+        let of_dump = error.downcast_ref::<DumpError>().map(exit::of_dump);
+        let code = of_dump.or_else(|| error.downcast_ref::<RestoreError>().map(exit::of_restore));
+        code.unwrap_or(ExitCode::from(exit::FAILURE))
     })
 }
 

@@ -114,6 +114,27 @@ impl<'a> Records<'a> {
             .ok_or_else(|| RecordError::Missing { file: self.file.clone(), record: self.record })
     }
 
+    /// The next `len` bytes, which belong to the record before them.
+    ///
+    /// # Errors
+    /// The file ends before.
+    pub fn raw(&mut self, len: u64) -> Result<&'a [u8], RecordError> {
+        let taken = usize::try_from(len).ok().and_then(|len| self.rest.split_at_checked(len));
+        let (bytes, rest) = taken.ok_or_else(|| RecordError::Truncated {
+            file: self.file.clone(),
+            record: self.record.saturating_sub(1),
+            needed: len,
+            left: self.rest.len() as u64,
+        })?;
+        self.rest = rest;
+        Ok(bytes)
+    }
+
+    /// All bytes that are left; they belong to the record before them.
+    pub fn everything(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.rest)
+    }
+
     /// All records that are left.
     ///
     /// # Errors

@@ -8,6 +8,8 @@ use std::mem::{MaybeUninit, size_of};
 
 use super::SyscallError;
 
+pub mod made;
+
 /// Where the glibc headers lag behind include/uapi/linux/ptrace.h.
 const PTRACE_PEEKSIGINFO: libc::c_uint = 0x4209;
 const PTRACE_GETSIGMASK: libc::c_uint = 0x420a;

@@ -4,6 +4,7 @@
 #[allow(missing_docs, unreachable_pub)]
 mod layout;
 
+pub(crate) use layout::Call;
 pub(super) use layout::*;
 
 /// Flat and position-independent; starts at its first byte. Built by `build.rs`.

@@ -39,6 +39,13 @@ pub struct Buffer {
     len: usize,
 }
 
+impl Buffer {
+    /// Where it begins among the buffers of its list.
+    pub(crate) const fn offset(self) -> usize {
+        self.offset
+    }
+}
+
 /// Which call of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nth(usize);
@@ -99,16 +106,31 @@ impl Calls {
     }
 
     /// Refuses what is more than `calls` calls, or than `bytes` bytes of buffers.
-    fn fit(&self, pid: i32, calls: usize, bytes: usize) -> Result<(), SyscallError> {
+    pub(crate) fn fit(
+        &self,
+        whose: impl Into<String>,
+        calls: usize,
+        bytes: usize,
+    ) -> Result<(), SyscallError> {
         if self.calls.len() <= calls && self.data.len() <= bytes {
             return Ok(());
         }
         let error = io::Error::from_raw_os_error(libc::E2BIG);
-        Err(SyscallError::new("a batch of system calls", format!("process {pid}"), error))
+        Err(SyscallError::new("a batch of system calls", whose, error))
     }
 
-    /// As the parasite makes them, where the buffers lie at `data`.
-    fn resolved(&self, data: u64) -> Vec<Call> {
+    /// How many calls there are.
+    pub(crate) fn count(&self) -> usize {
+        self.calls.len()
+    }
+
+    /// The buffers, one behind the other.
+    pub(crate) fn data(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// As they are made, where the buffers lie at `data`: number, arguments, and a result to come.
+    pub(crate) fn resolved(&self, data: u64) -> Vec<Call> {
         let resolve = |arg: Arg| match arg {
             Arg::Value(value) => value,
             Arg::Buffer(buffer) => data + buffer.offset as u64,
@@ -127,6 +149,22 @@ impl Calls {
 }
 
 impl Answers {
+    /// What came of `calls`: what each of those that were made returned, and the buffers.
+    pub(crate) fn of(calls: &Calls, results: &[i64], data: Vec<u8>, pid: i32) -> Self {
+        let results = calls.calls.iter().zip(results).map(|(call, result)| (call.name, Some(*result)));
+        Self { results: results.collect(), data, pid }
+    }
+
+    /// What a call is called.
+    pub(crate) fn name(&self, call: Nth) -> &'static str {
+        self.results.get(call.0).map_or("no such call", |(name, _)| name)
+    }
+
+    /// What the last call that was made returned.
+    pub(crate) fn last(&self) -> Result<i64, SyscallError> {
+        self.result(Nth(self.results.len().saturating_sub(1)))
+    }
+
     /// What a call returned.
     ///
     /// # Errors
@@ -173,7 +211,7 @@ impl Infected<'_> {
     pub fn run(&mut self, calls: Calls) -> Result<Answers, CommandError> {
         let host = self.host()?;
         let pid = self.frozen.pid();
-        calls.fit(pid, CALL_MAX, DATA_LEN)?;
+        calls.fit(format!("process {pid}"), CALL_MAX, DATA_LEN)?;
         let base = host.injection.segment.base();
         let wanted = calls.resolved(host.injection.address + DATA as u64);
         let allowed: Vec<bool> = wanted.iter().map(|call| is_allowed(host, call)).collect();
@@ -211,7 +249,7 @@ impl Infected<'_> {
     /// The list is too long (E2BIG).
     pub fn undo_with(&mut self, calls: &Calls) -> Result<bool, CommandError> {
         let host = self.host()?;
-        calls.fit(self.frozen.pid(), UNDO_MAX, UNDO_DATA_LEN)?;
+        calls.fit(format!("process {}", self.frozen.pid()), UNDO_MAX, UNDO_DATA_LEN)?;
         let base = host.injection.segment.base();
         let wanted = calls.resolved(host.injection.address + UNDO_DATA as u64);
         if !wanted.iter().all(|call| is_allowed(host, call)) {

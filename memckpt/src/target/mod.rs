@@ -24,6 +24,7 @@ mod stack;
 mod stops;
 mod tree;
 
+pub(crate) use blob::Call;
 pub use calls::{Answers, Arg, Buffer, Calls, Nth};
 pub use commit::InfectError;
 pub use cure::CureError;

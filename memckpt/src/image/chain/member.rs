@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use prost::Message;
@@ -12,7 +12,8 @@ use crate::image::magic::{self, ImageKind};
 use crate::image::meta::{CheckpointMeta, META};
 use crate::image::pagemap::PagemapImage;
 use crate::image::proto::{
-    CoreEntry, FileEntry, InventoryEntry, MemfdFileEntry, MemfdInodeEntry, MmEntry, PstreeEntry, StatsEntry,
+    CoreEntry, FdinfoEntry, FileEntry, FsEntry, GhostFileEntry, InventoryEntry, MemfdFileEntry,
+    MemfdInodeEntry, MmEntry, PstreeEntry, StatsEntry, TaskKobjIdsEntry,
 };
 use crate::image::record::{self, RecordError, Records};
 
@@ -115,6 +116,102 @@ impl Member {
         self.single(&magic::core_name(tid), ImageKind::Core)
     }
 
+    /// Which kernel objects process `pid` shares with others, if it is recorded.
+    ///
+    /// # Errors
+    /// `ids-PID.img` is unreadable or damaged.
+    pub fn ids(&self, pid: i32) -> Result<Option<TaskKobjIdsEntry>, ChainError> {
+        self.single(&magic::ids_name(pid), ImageKind::Ids)
+    }
+
+    /// Working directory, root and umask of process `pid`, if they are recorded.
+    ///
+    /// # Errors
+    /// `fs-PID.img` is unreadable or damaged.
+    pub fn fs(&self, pid: i32) -> Result<Option<FsEntry>, ChainError> {
+        self.single(&magic::fs_name(pid), ImageKind::Fs)
+    }
+
+    /// The descriptors of table `files_id`; none where there is no such table.
+    ///
+    /// # Errors
+    /// `fdinfo-ID.img` is unreadable or damaged.
+    pub fn descriptors(&self, files_id: u32) -> Result<Vec<FdinfoEntry>, ChainError> {
+        self.records(&magic::fdinfo_name(files_id), ImageKind::Fdinfo)
+    }
+
+    /// The open files.
+    ///
+    /// # Errors
+    /// `files.img` is unreadable or damaged.
+    pub fn files(&self) -> Result<Vec<FileEntry>, ChainError> {
+        self.records(magic::FILES, ImageKind::Files)
+    }
+
+    /// All records of image `name`; none where there is no such file.
+    ///
+    /// # Errors
+    /// It is unreadable or damaged.
+    pub fn records<M: Message + Default>(&self, name: &str, kind: ImageKind) -> Result<Vec<M>, ChainError> {
+        several(&self.fd, &self.path, name, kind)
+    }
+
+    /// All records of image `name`, each with the bytes that follow it, as many as `len` says; none where there is no such file.
+    ///
+    /// # Errors
+    /// It is unreadable or damaged, or the bytes are cut off.
+    pub fn with_bytes<M: Message + Default>(
+        &self,
+        name: &str,
+        kind: ImageKind,
+        len: impl Fn(&M) -> u64,
+    ) -> Result<Vec<(M, Vec<u8>)>, ChainError> {
+        let Some(bytes) =
+            files::read_file(&self.fd, name).map_err(|source| read_error(&self.path, name, source))?
+        else {
+            return Ok(Vec::new());
+        };
+        let read = || {
+            let mut records = Records::open(name, kind, &bytes)?;
+            let mut all = Vec::new();
+            while let Some(record) = records.next_record::<M>()? {
+                let content = records.raw(len(&record))?.to_vec();
+                all.push((record, content));
+            }
+            Ok(all)
+        };
+        read().map_err(|source| ChainError::Damaged { path: self.path.clone(), source })
+    }
+
+    /// A file without a name, and what it holds; absent where there is no image `name`.
+    ///
+    /// # Errors
+    /// It is unreadable or damaged, or in pieces (CRIU's `chunks`).
+    pub fn ghost(&self, name: &str) -> Result<Option<(GhostFileEntry, Vec<u8>)>, ChainError> {
+        let Some(bytes) =
+            files::read_file(&self.fd, name).map_err(|source| read_error(&self.path, name, source))?
+        else {
+            return Ok(None);
+        };
+        let read = || {
+            let mut records = Records::open(name, ImageKind::GhostFile, &bytes)?;
+            let entry: GhostFileEntry = records.expect()?;
+            if entry.chunks.unwrap_or(false) {
+                return Err(
+                    records.content_error("its content is in pieces, which memckpt does not read yet")
+                );
+            }
+            Ok((entry, records.everything().to_vec()))
+        };
+        read().map(Some).map_err(|source| ChainError::Damaged { path: self.path.clone(), source })
+    }
+
+    /// An error about what record `record` of file `file` says.
+    pub fn damaged(&self, file: &str, record: usize, reason: impl Into<String>) -> ChainError {
+        let source = RecordError::Content { file: file.to_owned(), record, reason: reason.into() };
+        ChainError::Damaged { path: self.path.clone(), source }
+    }
+
     /// `stats-dump`, if there is one.
     ///
     /// # Errors
@@ -125,6 +222,12 @@ impl Member {
 
     pub(super) fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// The file that holds its pages, to read at the offsets of [`super::HeldRun`]; absent where it holds none.
+    #[must_use]
+    pub fn pages(&self) -> Option<BorrowedFd<'_>> {
+        self.memory.file()
     }
 
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ChainError> {
@@ -144,9 +247,8 @@ impl Member {
     /// # Errors
     /// `files.img` or `memfd.img` is unreadable or damaged.
     pub fn memfds(&self) -> Result<BTreeMap<u32, u32>, ChainError> {
-        let files: Vec<FileEntry> = several(&self.fd, &self.path, magic::FILES, ImageKind::Files)?;
-        let inodes: Vec<MemfdInodeEntry> =
-            several(&self.fd, &self.path, magic::MEMFD, ImageKind::MemfdInode)?;
+        let files = self.files()?;
+        let inodes: Vec<MemfdInodeEntry> = self.records(magic::MEMFD, ImageKind::MemfdInode)?;
         let openings = files.into_iter().filter_map(|file| file.memfd);
         let object = |opening: MemfdFileEntry| {
             let inode = inodes.iter().find(|inode| inode.inode_id == u64::from(opening.inode_id))?;

@@ -10,6 +10,8 @@ const MINIMUM: usize = 576;
 /// the legacy region, arch/x86/include/uapi/asm/sigcontext.h; user_regset NT_X86_XSTATE).
 const ENABLED: usize = 464;
 
+/// x87 and SSE.
+const LEGACY_FEATURES: u64 = 3;
 const AVX: usize = 2;
 const OPMASK: usize = 5;
 const ZMM_HI256: usize = 6;
@@ -91,6 +93,63 @@ impl XsaveLayout {
     }
 }
 
+impl XsaveLayout {
+    /// Writes what CRIU's form says into `area`, which ptrace(2) gave of a thread on this processor.
+    ///
+    /// # Errors
+    /// In words: a component has another length than it has here, or this processor does not have it.
+    pub fn fill(&self, fp: &UserX86Fpregs, area: &mut [u8]) -> Result<(), String> {
+        if area.len() < MINIMUM {
+            return Err(XsaveError { len: area.len() }.to_string());
+        }
+        let mut put = |at: usize, bytes: &[u8]| area[at..at + bytes.len()].copy_from_slice(bytes);
+        for (at, value) in [(0, fp.cwd), (2, fp.swd), (4, fp.twd), (6, fp.fop)] {
+            put(at, &(value as u16).to_le_bytes());
+        }
+        put(8, &fp.rip.to_le_bytes());
+        put(16, &fp.rdp.to_le_bytes());
+        put(24, &fp.mxcsr.to_le_bytes());
+        for (at, words, count) in [(32, &fp.st_space, 32), (160, &fp.xmm_space, 64)] {
+            if words.len() != count {
+                return Err(format!("its floating-point state has {} words instead of {count}", words.len()));
+            }
+            put(at, &words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>());
+        }
+        let Some(xsave) = &fp.xsave else {
+            put(LEGACY, &LEGACY_FEATURES.to_le_bytes());
+            return Ok(());
+        };
+        let narrow = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+        let wide = |words: &[u64]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+        let components = [
+            (AVX, narrow(&xsave.ymmh_space)),
+            (OPMASK, wide(&xsave.opmask_reg)),
+            (ZMM_HI256, wide(&xsave.zmm_upper)),
+            (HI16_ZMM, wide(&xsave.hi16_zmm)),
+            (PKRU, narrow(&xsave.pkru)),
+        ];
+        let mut features = LEGACY_FEATURES;
+        for (number, bytes) in components {
+            let in_use = xsave.xstate_bv & (1 << number) != 0;
+            if bytes.is_empty() || !in_use {
+                continue;
+            }
+            let (offset, size) = self.components[number];
+            if size != bytes.len() || offset + size > area.len() {
+                return Err(format!(
+                    "this processor has no room for its extended state (component {number}, {} bytes)",
+                    bytes.len()
+                ));
+            }
+            area[offset..offset + size].copy_from_slice(&bytes);
+            features |= 1 << number;
+        }
+        let features = xsave.xstate_bv & features;
+        area[LEGACY..LEGACY + 8].copy_from_slice(&features.to_le_bytes());
+        Ok(())
+    }
+}
+
 fn half(bytes: &[u8], at: usize) -> u32 {
     u32::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
 }
@@ -153,6 +212,21 @@ mod tests {
         assert_eq!(lengths, [64, 8, 64, 128, 0]);
         assert_eq!(xsave.opmask_reg[0], 2_097_152);
         assert_eq!(layout().fpregs(&area(0x2e7, 0)).unwrap().xsave.unwrap().pkru, [0x54, 0]);
+    }
+
+    #[test]
+    fn what_was_read_is_written_back() {
+        let area = area(0x2e7, 0x2a2);
+        let fp = layout().fpregs(&area).unwrap();
+        let mut back = vec![0; area.len()];
+        // What ptrace gives has them.
+        back[28..32].copy_from_slice(&area[28..32]);
+        back[ENABLED..ENABLED + 8].copy_from_slice(&area[ENABLED..ENABLED + 8]);
+        layout().fill(&fp, &mut back).unwrap();
+        assert_eq!(layout().fpregs(&back).unwrap(), fp);
+        let small = XsaveLayout { components: [(0, 0); COMPONENTS] };
+        assert!(small.fill(&fp, &mut back).unwrap_err().contains("component 5"));
+        assert!(layout().fill(&fp, &mut back[..100]).is_err());
     }
 
     #[test]

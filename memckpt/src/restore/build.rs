@@ -1,0 +1,137 @@
+//! Carrying out the plan of [`super::memory`] in a task.
+
+use std::collections::HashMap;
+use std::os::fd::AsRawFd;
+
+use crate::addr::{Addr, AddrRange, PAGE_SIZE};
+use crate::image::Chain;
+use crate::image::chain::HeldRun;
+
+use super::batch::Batch;
+use super::error::{Refusal, RestoreError};
+use super::files::Opened;
+use super::memory::{Difference, Source, Step};
+
+/// How much of two memories is compared at once.
+const BLOCK: u64 = 1 << 20;
+/// MLOCK_ONFAULT of mlock2(2) (Linux 4.4): what is not there yet is locked when it comes.
+const MLOCK_ONFAULT: u64 = 1;
+
+/// Has the task make the steps.
+pub(super) fn build(
+    pid: i32,
+    steps: &[Step],
+    memory: &Chain,
+    files: &Opened,
+    batch: &mut Batch<'_>,
+) -> Result<(), RestoreError> {
+    let pages: HashMap<usize, i32> = memory
+        .members()
+        .iter()
+        .enumerate()
+        .filter_map(|(n, member)| Some((n, member.pages()?.as_raw_fd())))
+        .collect();
+    for step in steps {
+        match step {
+            Step::Unmap(range) => {
+                batch.call("munmap", libc::SYS_munmap, [range.start.get(), range.len()])?;
+            }
+            Step::Map { range, prot, flags, source } => {
+                let (fd, offset) = match source {
+                    Source::Anonymous => (-1, 0),
+                    Source::File { id, offset, flags } => (files.mapped(pid, *id, *flags)?, *offset),
+                    Source::Shared { id, offset } => (files.shared(pid, *id)?, *offset),
+                };
+                // An object that is anonymous to its user is one to us that has a descriptor.
+                let anonymous = if fd < 0 { libc::MAP_ANONYMOUS } else { 0 };
+                let flags = *flags as i32 & !libc::MAP_ANONYMOUS | anonymous | libc::MAP_FIXED_NOREPLACE;
+                let start = range.start.get();
+                let args = [start, range.len(), u64::from(*prot), flags as u64, fd as u64, offset];
+                batch.call_for(start as i64, "mmap", libc::SYS_mmap, args)?;
+            }
+            Step::Advise { range, advice } => {
+                batch.call("madvise", libc::SYS_madvise, [range.start.get(), range.len(), *advice as u64])?;
+            }
+            Step::Read(run) => {
+                let Some(fd) = pages.get(&run.member) else {
+                    let what = format!("the pages at {} are in no file", run.range.start);
+                    return Err(Refusal::State { pid, what }.into());
+                };
+                let len = run.range.len();
+                let args = [*fd as u64, run.range.start.get(), len, run.offset];
+                batch.call_for(len as i64, "pread", libc::SYS_pread64, args)?;
+            }
+            Step::Protect { range, prot } => {
+                let args = [range.start.get(), range.len(), u64::from(*prot)];
+                batch.call("mprotect", libc::SYS_mprotect, args)?;
+            }
+            Step::Lock(range) => {
+                batch.call("mlock2", libc::SYS_mlock2, [range.start.get(), range.len(), MLOCK_ONFAULT])?;
+            }
+        }
+    }
+    batch.flush()
+}
+
+/// In which the pages of `child` are not those of `parent`, within `range`.
+pub(super) fn difference(
+    parent: &Chain,
+    child: &Chain,
+    range: AddrRange,
+) -> Result<Difference, RestoreError> {
+    let mut found = Difference::default();
+    let mut at = range.start;
+    for run in child.within(range) {
+        gone(parent, AddrRange { start: at, end: run.range.start }, &mut found);
+        at = run.range.end;
+        compare(parent, child, run, &mut found)?;
+    }
+    gone(parent, AddrRange { start: at, end: range.end }, &mut found);
+    Ok(found)
+}
+
+/// The child has nothing in `range`.
+fn gone(parent: &Chain, range: AddrRange, found: &mut Difference) {
+    if !range.is_empty() {
+        found.gone.extend(parent.within(range).map(|run| run.range));
+    }
+}
+
+/// The child has `run`.
+fn compare(parent: &Chain, child: &Chain, run: HeldRun, found: &mut Difference) -> Result<(), RestoreError> {
+    let mut ours = vec![0; BLOCK.min(run.range.len()) as usize];
+    let mut theirs = ours.clone();
+    let part = |range: AddrRange| HeldRun {
+        range,
+        member: run.member,
+        offset: run.offset + (range.start.get() - run.range.start.get()),
+    };
+    let mut at = run.range.start;
+    for held in parent.within(run.range) {
+        if at < held.range.start {
+            found.other.push(part(AddrRange { start: at, end: held.range.start }));
+        }
+        at = held.range.end;
+        let mut block = held.range.start;
+        while block < held.range.end {
+            let end = block.saturating_add(BLOCK).min(held.range.end);
+            let range = AddrRange { start: block, end };
+            let len = range.len() as usize;
+            child.read(range, &mut ours[..len])?;
+            parent.read(range, &mut theirs[..len])?;
+            let pages = ours[..len].chunks(PAGE_SIZE as usize).zip(theirs[..len].chunks(PAGE_SIZE as usize));
+            for (n, _) in pages.enumerate().filter(|(_, (a, b))| a != b) {
+                let page = AddrRange::with_len(Addr(block.get() + n as u64 * PAGE_SIZE), PAGE_SIZE);
+                match found.other.last_mut().filter(|last| last.range.end == page.start) {
+                    Some(last) => last.range.end = page.end,
+                    None => found.other.push(part(page)),
+                }
+            }
+            block = end;
+        }
+    }
+    if at < run.range.end {
+        found.other.push(part(AddrRange { start: at, end: run.range.end }));
+    }
+    Ok(())
+}

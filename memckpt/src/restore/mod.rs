@@ -1,0 +1,129 @@
+//! Bringing a process tree back.
+//!
+//! The tasks of the tree are made, and become what they were, step by step: each stands in a ptrace stop, and makes the system
+//! calls of a list when it is told to (`restorer`). They end with us until the last step, which lets all of them go.
+
+mod arena;
+mod batch;
+mod build;
+mod check;
+mod checkpoint;
+mod error;
+mod files;
+mod memory;
+mod place;
+mod process;
+mod request;
+mod restorer;
+mod sessions;
+mod stub;
+mod task;
+mod thread;
+mod tree;
+mod vdso;
+
+use crate::addr::{Addr, AddrRange};
+use crate::image::core::XsaveLayout;
+use crate::kernel::SyscallError;
+use crate::kernel::maps;
+use crate::target::on_tracer_thread;
+
+use arena::Arena;
+use batch::Batch;
+use checkpoint::{Checkpoint, TASK_SIZE};
+use files::Opened;
+use tree::Tree;
+use vdso::KernelAreas;
+
+pub use error::{Refusal, RestoreError};
+pub use request::Request;
+pub use stub::Parent;
+
+/// Restores the checkpoint of `request`. The tree runs then, or stands as it did; gives the PID of its root.
+///
+/// # Errors
+/// See [`RestoreError`]; nothing of the tree is left behind.
+pub fn run(request: &Request) -> Result<i32, RestoreError> {
+    on_tracer_thread(|| restore(request))
+}
+
+fn restore(request: &Request) -> Result<i32, RestoreError> {
+    let checkpoint = Checkpoint::read(&request.images_dir)?;
+    check::possible(&checkpoint, request)?;
+    let files = Opened::open(&checkpoint)?;
+    let kernel = KernelAreas::ours()?;
+    let (arena, parking) = arena(&checkpoint, &kernel)?;
+
+    let mut tree = Tree::new(&checkpoint, &files, &arena, &kernel, parking)?;
+    tree.plant(request.parent, request.shell_job)?;
+    tree.zombies()?;
+
+    // What needs our credentials, or all processes.
+    let mut epolls = Vec::new();
+    let mut threads = Vec::new();
+    for (process, alive) in checkpoint.alive() {
+        let mut batch = Batch::of(tree.tasks[&process.pid]);
+        process::prepare(process, alive, &files, &mut batch)?;
+        process::descriptors(process, alive, &files, &mut batch)?;
+        process::epolls(&checkpoint, process, alive, &mut epolls, &mut batch)?;
+        set_oom_score(process.pid, alive.task.oom_score_adj)?;
+    }
+    files.give_to_owners()?;
+    files.seal()?;
+
+    // Threads, and what is theirs.
+    for (process, alive) in checkpoint.alive() {
+        let pid = process.pid;
+        let tasks = tree.threads(pid, alive)?;
+        for (task, thread) in tasks.iter().zip(&alive.threads) {
+            let mut batch = Batch::of(*task);
+            thread::before_creds(pid, thread, &mut batch)?;
+            batch.flush()?;
+        }
+        let mut batch = Batch::of(tasks[0]);
+        process::timers_and_signals(pid, alive, &mut batch)?;
+        process::limits(alive, &mut batch)?;
+        batch.flush()?;
+        for (task, thread) in tasks.iter().zip(&alive.threads) {
+            let mut batch = Batch::of(*task);
+            thread::creds(thread, &checkpoint.filters, pid, &mut batch)?;
+            process::dumpable(alive, &mut batch)?;
+            batch.flush()?;
+        }
+        threads.extend(tasks.into_iter().zip(&alive.threads));
+    }
+
+    // From here on there is nothing left of us in them.
+    for (process, alive) in checkpoint.alive() {
+        tree.leave(process.pid, alive, process::trap_action(alive).as_deref())?;
+    }
+    let layout = XsaveLayout::of_this_processor();
+    for (task, thread) in &threads {
+        thread::settle(task, thread, &layout)?;
+    }
+    let stands = |stopped: bool| stopped || request.leave_stopped;
+    let stopped: Vec<i32> =
+        checkpoint.alive().filter(|(_, alive)| stands(alive.stopped)).map(|(p, _)| p.pid).collect();
+    let threads: Vec<_> = threads.into_iter().map(|(task, _)| task).collect();
+    tree.release(&threads, &stopped)?;
+    Ok(checkpoint.root().pid)
+}
+
+/// The arena, and behind it room for the kernel's areas: where no process of the tree has anything, nor we.
+fn arena(checkpoint: &Checkpoint, kernel: &KernelAreas) -> Result<(Arena, Addr), RestoreError> {
+    let ours = maps::read(std::process::id() as i32)?;
+    let theirs = checkpoint.alive().flat_map(|(_, alive)| alive.ranges());
+    let taken = theirs.chain(ours.iter().map(|vma| vma.range));
+    let len = arena::LEN + kernel.len();
+    let Some(hole) = place::hole(taken, len, TASK_SIZE) else {
+        return Err(Refusal::Checkpoint("no address is free in all its processes".into()).into());
+    };
+    let range = AddrRange::with_len(hole.start, arena::LEN);
+    Ok((Arena::map(range)?, range.end))
+}
+
+fn set_oom_score(pid: i32, score: Option<i32>) -> Result<(), SyscallError> {
+    let Some(score) = score else { return Ok(()) };
+    let path = format!("/proc/{pid}/oom_score_adj");
+    std::fs::write(&path, score.to_string()).map_err(|e| SyscallError::new("write", path, e))
+}

@@ -1,0 +1,277 @@
+//! Making the processes of a tree, and their threads.
+
+use std::collections::BTreeMap;
+
+use crate::addr::{Addr, AddrRange};
+use crate::kernel::ptrace::made::{self, Event};
+use crate::kernel::{SyscallError, ptrace};
+
+use super::arena::Arena;
+use super::batch::Batch;
+use super::build;
+use super::checkpoint::{Alive, Checkpoint, Process, State, TASK_SIZE};
+use super::error::{Refusal, RestoreError};
+use super::files::Opened;
+use super::memory;
+use super::sessions::Births;
+use super::stub::{self, CloneArgs, Parent};
+use super::task::Task;
+use super::vdso::KernelAreas;
+
+/// RSEQ_FLAG_UNREGISTER of linux/rseq.h.
+const UNREGISTER: u64 = 1;
+
+/// The processes that are there so far, by their PIDs. They end when this is dropped, unless they were released.
+pub(super) struct Tree<'a> {
+    checkpoint: &'a Checkpoint,
+    files: &'a Opened,
+    arena: &'a Arena,
+    kernel: &'a KernelAreas,
+    /// Where the kernel's areas are while memory is made.
+    parking: Addr,
+    births: Births,
+    pub(super) tasks: BTreeMap<i32, Task<'a>>,
+    released: bool,
+}
+
+impl<'a> Tree<'a> {
+    pub(super) fn new(
+        checkpoint: &'a Checkpoint,
+        files: &'a Opened,
+        arena: &'a Arena,
+        kernel: &'a KernelAreas,
+        parking: Addr,
+    ) -> Result<Self, RestoreError> {
+        let births = Births::of(&checkpoint.processes)?;
+        let tasks = BTreeMap::new();
+        Ok(Self { checkpoint, files, arena, kernel, parking, births, tasks, released: false })
+    }
+
+    /// Makes all processes: memory, sessions and groups.
+    pub(super) fn plant(&mut self, parent: Parent, own_group: bool) -> Result<(), RestoreError> {
+        let root = self.checkpoint.root();
+        stub::fork(root.pid, parent).map_err(taken(root.pid))?;
+        let task = Task::seize(root.pid, self.arena)?;
+        self.tasks.insert(root.pid, task);
+        self.clear(task)?;
+        let State::Alive(alive) = &root.state else { return Ok(()) };
+        let mut batch = Batch::of(task);
+        let steps = memory::build(&alive.mm.vmas, &alive.memory);
+        build::build(root.pid, &steps, &alive.memory, self.files, &mut batch)?;
+        let place = self.kernel.place_in(root.pid, &alive.mm.vmas, &alive.memory)?;
+        self.put_kernel_areas(place, &mut batch)?;
+        self.grow(root, alive)?;
+        self.groups(own_group)
+    }
+
+    /// Takes everything out of the first process that is ours, but the arena.
+    fn clear(&self, task: Task<'a>) -> Result<(), RestoreError> {
+        let mut batch = Batch::of(task);
+        if let Some(rseq) = ptrace::rseq(task.tid())? {
+            let args = [rseq.address, rseq.size.into(), UNREGISTER, rseq.signature.into()];
+            batch.call("rseq", libc::SYS_rseq, args)?;
+        }
+        batch.call("set_robust_list", libc::SYS_set_robust_list, [0, 24])?;
+        let mut kept: Vec<AddrRange> = self.kernel.ranges().chain([self.arena.range()]).collect();
+        kept.sort_unstable();
+        let mut at = 0;
+        for range in kept.into_iter().chain([AddrRange::new(TASK_SIZE, TASK_SIZE)]) {
+            if at < range.start.get() {
+                batch.call("munmap", libc::SYS_munmap, [at, range.start.get() - at])?;
+            }
+            at = range.end.get();
+        }
+        self.kernel.move_to(self.kernel.start(), self.parking, &mut batch)?;
+        batch.flush()
+    }
+
+    /// From the parking to their place, if they have one.
+    fn put_kernel_areas(&self, place: Option<Addr>, batch: &mut Batch<'_>) -> Result<(), RestoreError> {
+        if let Some(place) = place {
+            self.kernel.move_to(self.parking, place, batch)?;
+        }
+        batch.flush()
+    }
+
+    /// Forks the children of `process`, and theirs.
+    fn grow(&mut self, process: &'a Process, alive: &'a Alive) -> Result<(), RestoreError> {
+        let task = self.tasks[&process.pid];
+        let checkpoint = self.checkpoint;
+        let children = checkpoint.processes.iter().filter(|child| child.ppid == process.pid);
+        let (before, after): (Vec<_>, Vec<_>) =
+            children.partition(|child| self.births.before_session(process, child));
+        for child in before {
+            self.child(task, alive, child)?;
+        }
+        if process.sid == process.pid {
+            let mut batch = Batch::of(task);
+            batch.call("setsid", libc::SYS_setsid, [0; 0])?;
+            batch.flush()?;
+        }
+        for child in after {
+            self.child(task, alive, child)?;
+        }
+        Ok(())
+    }
+
+    fn child(
+        &mut self,
+        parent: Task<'a>,
+        parents: &'a Alive,
+        child: &'a Process,
+    ) -> Result<(), RestoreError> {
+        let mut batch = Batch::of(parent);
+        clone(
+            child.pid,
+            CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() },
+            &mut batch,
+        )?;
+        let task = batch.fork().map_err(|e| taken_task(child.pid, e))?;
+        self.tasks.insert(child.pid, task);
+        let State::Alive(alive) = &child.state else { return Ok(()) };
+        let mut batch = Batch::of(task);
+        let theirs = self.kernel.place_in(parents.threads[0].tid, &parents.mm.vmas, &parents.memory)?;
+        let place = self.kernel.place_in(child.pid, &alive.mm.vmas, &alive.memory)?;
+        if theirs != place
+            && let Some(theirs) = theirs
+        {
+            self.kernel.move_to(theirs, self.parking, &mut batch)?;
+        }
+        let steps = memory::adapt(&parents.mm.vmas, &alive.mm.vmas, &alive.memory, |range| {
+            build::difference(&parents.memory, &alive.memory, range)
+        })?;
+        build::build(child.pid, &steps, &alive.memory, self.files, &mut batch)?;
+        if theirs != place {
+            self.put_kernel_areas(place, &mut batch)?;
+        }
+        self.grow(child, alive)
+    }
+
+    /// Process groups: their leaders first.
+    fn groups(&self, own_group: bool) -> Result<(), RestoreError> {
+        let root = self.checkpoint.root();
+        let (leaders, others): (Vec<_>, Vec<_>) =
+            self.checkpoint.processes.iter().partition(|process| process.pgid == process.pid);
+        for process in leaders.into_iter().chain(others) {
+            // The leader of a session leads its group already; who had the shell's group has ours.
+            let foreign = own_group && process.pgid == root.pgid && root.pgid != root.pid;
+            if process.sid == process.pid || process.pgid == 0 || foreign {
+                continue;
+            }
+            let mut batch = Batch::of(self.tasks[&process.pid]);
+            batch.call("setpgid", libc::SYS_setpgid, [0, process.pgid as u64])?;
+            batch.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Ends those that had ended.
+    pub(super) fn zombies(&mut self) -> Result<(), RestoreError> {
+        for process in &self.checkpoint.processes {
+            let State::Zombie { exit_code, comm } = &process.state else { continue };
+            let task = self.tasks[&process.pid];
+            let mut batch = Batch::of(task);
+            let mut name = comm.clone().into_bytes();
+            name.push(0);
+            let set = libc::PR_SET_NAME as u64;
+            batch.call_with("prctl(PR_SET_NAME)", libc::SYS_prctl, &name, |at| [set, at])?;
+            batch.flush()?;
+            task.end(*exit_code)?;
+            self.tasks.remove(&process.pid);
+        }
+        Ok(())
+    }
+
+    /// Makes the threads of a process, stopped; the first is there already.
+    pub(super) fn threads(&self, pid: i32, alive: &Alive) -> Result<Vec<Task<'a>>, RestoreError> {
+        let leader = self.tasks[&pid];
+        let mut tasks = vec![leader];
+        let flags = libc::CLONE_VM
+            | libc::CLONE_FS
+            | libc::CLONE_FILES
+            | libc::CLONE_SIGHAND
+            | libc::CLONE_THREAD
+            | libc::CLONE_SYSVSEM;
+        for thread in alive.threads.iter().skip(1) {
+            let mut batch = Batch::of(leader);
+            clone(thread.tid, CloneArgs { flags: flags as u64, ..CloneArgs::default() }, &mut batch)?;
+            tasks.push(batch.fork().map_err(|e| taken_task(thread.tid, e))?);
+        }
+        Ok(tasks)
+    }
+
+    /// Unmaps the arena from process `pid`, which makes no lists any more. `trap`: what SIGTRAP does to it.
+    pub(super) fn leave(&self, pid: i32, alive: &Alive, trap: Option<&[u8]>) -> Result<(), RestoreError> {
+        let task = self.tasks[&pid];
+        let place = self.kernel.place_in(pid, &alive.mm.vmas, &alive.memory)?;
+        let Some(gadget) = place.and_then(|place| self.kernel.syscall(place)) else {
+            let what = "it has no vDSO, which memckpt does not restore yet".to_owned();
+            return Err(Refusal::State { pid, what }.into());
+        };
+        if let Some(trap) = trap {
+            self.arena.write_data(trap);
+            let args = [libc::SIGTRAP as u64, self.arena.data(), 0, 8, 0, 0];
+            task.call_at(gadget, "rt_sigaction", libc::SYS_rt_sigaction, args)?;
+        }
+        let range = self.arena.range();
+        let args = [range.start.get(), range.len(), 0, 0, 0, 0];
+        task.call_at(gadget, "munmap", libc::SYS_munmap, args)
+    }
+
+    /// Lets all threads go at once. From here on they live, whatever becomes of us.
+    pub(super) fn release(mut self, threads: &[Task<'a>], stopped: &[i32]) -> Result<(), RestoreError> {
+        for thread in threads {
+            made::let_live(thread.tid())?;
+        }
+        self.released = true;
+        for &pid in stopped {
+            // SAFETY: no memory is involved; we trace it, so that it cannot be another.
+            if unsafe { libc::kill(pid, libc::SIGSTOP) } != 0 {
+                return Err(SyscallError::last("kill", format!("process {pid}")).into());
+            }
+        }
+        for thread in threads {
+            ptrace::detach(thread.tid(), 0)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Tree<'_> {
+    fn drop(&mut self) {
+        if self.released {
+            return;
+        }
+        for &pid in self.tasks.keys() {
+            // SAFETY: no memory is involved; they are ours, and not waited for.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+        for &pid in self.tasks.keys() {
+            while matches!(made::wait(pid), Ok(event) if !matches!(event, Event::Ended(_))) {}
+        }
+    }
+}
+
+/// Adds a clone3(2) that makes `tid`.
+fn clone(tid: i32, args: CloneArgs, batch: &mut Batch<'_>) -> Result<(), RestoreError> {
+    let set_tid = |at| CloneArgs { set_tid: at, set_tid_size: 1, ..args }.bytes();
+    let len = size_of::<CloneArgs>() as u64;
+    batch.call_with_two("clone3", libc::SYS_clone3, &tid.to_ne_bytes(), set_tid, |_, args| [args, len])
+}
+
+/// The ID may be free of processes, and still be that of a group or session.
+fn taken(pid: i32) -> impl FnOnce(SyscallError) -> RestoreError {
+    move |error| match error.errno() {
+        Some(libc::EEXIST) => {
+            Refusal::PidTaken { pid, state: "a process group, a session or a new process".into() }.into()
+        }
+        _ => error.into(),
+    }
+}
+
+fn taken_task(pid: i32, error: RestoreError) -> RestoreError {
+    match error {
+        RestoreError::Syscall(error) if error.call == "clone3" => taken(pid)(error),
+        error => error,
+    }
+}

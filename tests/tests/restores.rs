@@ -1,0 +1,183 @@
+//! What memckpt dumped, memckpt restores: the programs go on, and say themselves whether all is right.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use memckpt_tests::program::Program;
+use memckpt_tests::{Scratch, is_root, memckpt, say, skip};
+
+fn dump(program: &Program, images: &Path) -> Result<()> {
+    memckpt(["dump", "-t", &program.pid.to_string(), "-D"]).arg(images).ok()?;
+    Ok(())
+}
+
+/// Dumped, ended, restored, going on; five times.
+fn goes_on(test: &str, start: impl Fn(&Scratch) -> Result<Program>) -> Result<()> {
+    if !is_root() {
+        skip(test, "not root");
+        return Ok(());
+    }
+    let scratch = Scratch::new()?;
+    let mut program = start(&scratch)?;
+    for round in 0..5 {
+        let images = scratch.directory(&round.to_string())?;
+        dump(&program, &images)?;
+        let before = if round == 0 { program.ended()? } else { program.lines()? };
+        memckpt(["restore", "-d", "-D"]).arg(&images).ok().with_context(|| format!("round {round}"))?;
+        program.wait_for(before + 10).with_context(|| format!("round {round}, after {before} lines"))?;
+    }
+    say(&format!("{test}: restored five times, {} lines, all right", program.lines()?));
+    Ok(())
+}
+
+#[test]
+fn a_ring_of_twenty_processes_and_two_zombies() -> Result<()> {
+    goes_on("a_ring_of_twenty_processes_and_two_zombies", |scratch| Program::victim("ring", scratch))
+}
+
+#[test]
+fn fifty_threads_blocked_in_different_calls() -> Result<()> {
+    goes_on("fifty_threads_blocked_in_different_calls", |scratch| Program::victim("threads", scratch))
+}
+
+#[test]
+fn a_thread_in_a_restartable_sequence() -> Result<()> {
+    goes_on("a_thread_in_a_restartable_sequence", |scratch| Program::victim("sequence", scratch))
+}
+
+#[test]
+fn memory_that_is_checked() -> Result<()> {
+    goes_on("memory_that_is_checked", |scratch| Program::victim("memory", scratch))
+}
+
+#[test]
+fn a_shell_loop_that_writes_a_file() -> Result<()> {
+    goes_on("a_shell_loop_that_writes_a_file", Program::shell_loop)
+}
+
+#[test]
+fn python_with_threads_a_pipe_a_timer_and_a_deleted_file() -> Result<()> {
+    goes_on("python_with_threads_a_pipe_a_timer_and_a_deleted_file", Program::python)
+}
+
+/// A file of its own in /proc, which is there only once the process is.
+#[test]
+fn its_own_status() -> Result<()> {
+    goes_on("its_own_status", |scratch| {
+        let output = scratch.path().join("output");
+        let text = "import itertools, os, sys, time\n\
+            status = open('/proc/self/status')\n\
+            out = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)\n\
+            for number in itertools.count(1):\n \
+                status.seek(0)\n \
+                os.write(out, b'%d %s\\n' % (number, b'ok' if 'Pid:\\t%d\\n' % os.getpid() in status.read() else b'error'))\n \
+                time.sleep(0.02)";
+        let mut command = Command::new("/usr/bin/python3");
+        command.args(["-c", text]).arg(&output);
+        Program::start(command, output)
+    })
+}
+
+/// pre-dump, pre-dump, dump: pages come from all three.
+#[test]
+fn a_chain() -> Result<()> {
+    const NAME: &str = "a_chain";
+    if !is_root() {
+        skip(NAME, "not root");
+        return Ok(());
+    }
+    let scratch = Scratch::new()?;
+    let mut program = Program::victim("memory", &scratch)?;
+    let pid = program.pid.to_string();
+    for name in ["1", "2"] {
+        let mut command = memckpt(["pre-dump", "-t", &pid, "-D"]).arg(scratch.directory(name)?);
+        if name == "2" {
+            command = command.args(&["--prev-images-dir", "../1", "--or-full"]);
+        }
+        command.ok()?;
+        program.wait_for(program.lines()? + 2)?;
+    }
+    let last = scratch.directory("3")?;
+    memckpt(["dump", "-t", &pid, "--prev-images-dir", "../2", "--or-full", "-D"]).arg(&last).ok()?;
+    let before = program.ended()?;
+    memckpt(["restore", "-d", "-D"]).arg(&last).ok()?;
+    program.wait_for(before + 10)?;
+    Ok(())
+}
+
+/// Without `-d` memckpt waits, and passes on how the root ends.
+#[test]
+fn its_end_is_told() -> Result<()> {
+    const NAME: &str = "its_end_is_told";
+    if !is_root() {
+        skip(NAME, "not root");
+        return Ok(());
+    }
+    for (end, code) in [("exit 7", 7), ("kill -TERM $$", 128 + 15)] {
+        let scratch = Scratch::new()?;
+        let go = scratch.path().join("go");
+        let output = scratch.path().join("output");
+        let text =
+            format!("echo 1 ok > {}; until [ -e {} ]; do :; done; {end}", output.display(), go.display());
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &text]);
+        let mut program = Program::spawn(command, output)?;
+        program.wait_for(1)?;
+        let images = scratch.directory("images")?;
+        dump(&program, &images)?;
+        program.ended()?;
+        fs::write(&go, "")?;
+        let status =
+            Command::new(memckpt_tests::command::binary()).args(["restore", "-D"]).arg(&images).status()?;
+        ensure!(status.code() == Some(code), "{end}: {status}, signal {:?}", status.signal());
+    }
+    Ok(())
+}
+
+/// Its process ID belongs to somebody; an image is cut off; a file has another length. Each is named, and no process is left.
+#[test]
+fn what_cannot_be_is_named_and_nothing_is_left() -> Result<()> {
+    const NAME: &str = "what_cannot_be_is_named_and_nothing_is_left";
+    if !is_root() {
+        skip(NAME, "not root");
+        return Ok(());
+    }
+    let scratch = Scratch::new()?;
+    let file = scratch.path().join("file");
+    fs::write(&file, "0123456789")?;
+    let output = scratch.path().join("output");
+    let text =
+        format!("exec 5< {}; echo 1 ok > {}; sleep 1000 & sleep 1000", file.display(), output.display());
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", &text]);
+    let mut program = Program::spawn(command, output)?;
+    program.wait_for(1)?;
+    let images = scratch.directory("images")?;
+    memckpt(["dump", "--leave-running", "-t", &program.pid.to_string(), "-D"]).arg(&images).ok()?;
+    let restore = || memckpt(["restore", "-d", "-D"]).arg(&images);
+    let pid = program.pid.to_string();
+    restore().refused(&[&pid, "needs its ID", "sh"])?;
+
+    nix::sys::signal::killpg(nix::unistd::Pid::from_raw(program.pid), nix::sys::signal::Signal::SIGKILL)?;
+    program.ended()?;
+    fs::write(&file, "0123")?;
+    restore().refused(&["file", "4 bytes now and had 10"])?;
+    fs::write(&file, "0123456789")?;
+    let core = images.join(format!("core-{pid}.img"));
+    let whole = fs::read(&core)?;
+    fs::write(&core, &whole[..whole.len() / 2])?;
+    restore().refused(&["core-", "cut off"])?;
+    fs::write(&core, &whole)?;
+    let pages = images.join("pages-1.img");
+    let whole = fs::read(&pages)?;
+    fs::write(&pages, &whole[..whole.len() / 2])?;
+    restore().refused(&["pages-1.img", "bytes where the pagemap counts"])?;
+    ensure!(!Path::new(&format!("/proc/{pid}")).exists(), "process {pid} is left");
+    fs::write(&pages, &whole)?;
+    restore().ok()?;
+    ensure!(Path::new(&format!("/proc/{pid}")).exists(), "whole, it is restored");
+    Ok(())
+}
