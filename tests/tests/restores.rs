@@ -1,13 +1,15 @@
 //! What memckpt dumped, memckpt restores: the programs go on, and say themselves whether all is right.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use memckpt_tests::program::Program;
-use memckpt_tests::{Scratch, is_root, memckpt, say, skip};
+use memckpt_tests::program::{PATIENCE, Program};
+use memckpt_tests::{Scratch, is_root, memckpt, quick, say, skip};
 
 fn dump(program: &Program, images: &Path) -> Result<()> {
     memckpt(["dump", "-t", &program.pid.to_string(), "-D"]).arg(images).ok()?;
@@ -61,6 +63,28 @@ fn a_shell_loop_that_writes_a_file() -> Result<()> {
 #[test]
 fn python_with_threads_a_pipe_a_timer_and_a_deleted_file() -> Result<()> {
     goes_on("python_with_threads_a_pipe_a_timer_and_a_deleted_file", Program::python)
+}
+
+/// Another user's, with groups and a bounding set of its own: it checks them each round.
+#[test]
+fn a_program_without_rights() -> Result<()> {
+    goes_on("a_program_without_rights", |scratch| {
+        let output = scratch.path().join("output");
+        fs::write(&output, "")?;
+        fs::set_permissions(&output, fs::Permissions::from_mode(0o666))?;
+        fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755))?;
+        let text = "import itertools, os, sys, time\n\
+            def who(): return [l for l in open('/proc/self/status') if l[:3] in ('Uid', 'Gid', 'Gro', 'Cap', 'NoN')]\n\
+            at_first = who()\n\
+            out = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)\n\
+            for number in itertools.count(1):\n \
+                os.write(out, b'%d %s\\n' % (number, b'ok' if who() == at_first else b'error'))\n \
+                time.sleep(0.02)";
+        let mut command = Command::new("/usr/bin/setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534", "--groups", "7,8", "--no-new-privs"]);
+        command.args(["--bounding-set", "-sys_admin", "/usr/bin/python3", "-c", text]).arg(&output);
+        Program::start(command, output)
+    })
 }
 
 /// A file of its own in /proc, which is there only once the process is.
@@ -179,5 +203,75 @@ fn what_cannot_be_is_named_and_nothing_is_left() -> Result<()> {
     fs::write(&pages, &whole)?;
     restore().ok()?;
     ensure!(Path::new(&format!("/proc/{pid}")).exists(), "whole, it is restored");
+    Ok(())
+}
+
+/// Killed while the tree is being made, once after each process of it, memckpt leaves none of them; or all, going on, should the kill
+/// come too late.
+#[test]
+fn killed_it_leaves_nothing_or_everything() -> Result<()> {
+    const NAME: &str = "killed_it_leaves_nothing_or_everything";
+    if !is_root() {
+        skip(NAME, "not root");
+        return Ok(());
+    }
+    let scratch = Scratch::new()?;
+    let mut program = Program::victim("ring", &scratch)?;
+    let images = scratch.directory("images")?;
+    dump(&program, &images)?;
+    let before = program.ended()?;
+    let written = fs::read(&program.output)?;
+    let tree: serde_json::Value =
+        serde_json::from_str(&memckpt(["show", "--json"]).arg(&images).ok()?.stdout)?;
+    let pids: Vec<i64> = tree["processes"]
+        .as_array()
+        .context("no processes")?
+        .iter()
+        .filter_map(|p| p["pid"].as_i64())
+        .collect();
+    let states = || -> Vec<char> {
+        let state = |pid: &i64| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            stat.rsplit_once(") ")?.1.chars().next()
+        };
+        pids.iter().filter_map(state).collect()
+    };
+    let (mut nothing, mut everything) = (0, 0);
+    for made in (1..pids.len()).step_by(if quick() { 4 } else { 1 }) {
+        wait_until("the tree before is gone", || states().is_empty())?;
+        fs::write(&program.output, &written)?;
+        let mut restore = memckpt(["restore", "-d", "-D"]).arg(&images);
+        let mut restore = restore.command().spawn()?;
+        while states().len() < made && restore.try_wait()?.is_none() {}
+        restore.kill()?;
+        restore.wait()?;
+        // What ends with memckpt ends at once, but is told to its parents one after the other.
+        wait_until("all or nothing", || {
+            let living = states().iter().filter(|state| !matches!(state, 'Z' | 'X')).count();
+            living == 0 || living == pids.len() - 2
+        })?;
+        let living = states().iter().any(|state| !matches!(state, 'Z' | 'X'));
+        if living {
+            everything += 1;
+            program.wait_for(before + 3)?;
+            nix::sys::signal::killpg(
+                nix::unistd::Pid::from_raw(program.pid),
+                nix::sys::signal::Signal::SIGKILL,
+            )?;
+        } else {
+            nothing += 1;
+        }
+    }
+    say(&format!("{NAME}: {nothing} times nothing, {everything} times everything"));
+    ensure!(nothing > everything, "hardly a kill came early enough to prove anything");
+    Ok(())
+}
+
+fn wait_until(what: &str, done: impl Fn() -> bool) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        ensure!(Instant::now() < deadline, "not so: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
     Ok(())
 }

@@ -122,6 +122,8 @@ fn change_creds(creds: &CredsEntry, batch: &mut Batch<'_>) -> Result<(), Restore
     batch.call("setfsgid", libc::SYS_setfsgid, [creds.fsgid.into()])?;
     batch.call("setresuid", libc::SYS_setresuid, uids)?;
     batch.call("setfsuid", libc::SYS_setfsuid, [creds.fsuid.into()])?;
+    // These need CAP_SETPCAP, and so come before the capabilities.
+    batch.call("prctl(PR_SET_SECUREBITS)", libc::SYS_prctl, secbits(creds.secbits.into()))?;
     let last = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok();
     let last = last.and_then(|text| text.trim().parse().ok()).unwrap_or(CAPABILITIES - 1);
     let bounding = bits(&creds.cap_bnd);
@@ -135,7 +137,6 @@ fn change_creds(creds: &CredsEntry, batch: &mut Batch<'_>) -> Result<(), Restore
     let sets: Vec<u8> = sets.iter().flatten().flat_map(|word| word.to_ne_bytes()).collect();
     let header = header.iter().flat_map(|word| word.to_ne_bytes()).collect();
     batch.call_with_two("capset", libc::SYS_capset, &sets, |_| header, |sets, header| [header, sets])?;
-    batch.call("prctl(PR_SET_SECUREBITS)", libc::SYS_prctl, secbits(creds.secbits.into()))?;
     for capability in (0..=last).filter(|n| bits(&creds.cap_amb) & (1 << n) != 0) {
         let raise = [libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE].map(|n| n as u64);
         let args = [raise[0], raise[1], u64::from(capability), 0, 0];
