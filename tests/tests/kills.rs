@@ -15,6 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
+use memckpt::kernel::status;
 use memckpt_tests::memory::Random;
 use memckpt_tests::outward::Outward;
 use memckpt_tests::peer::Peer;
@@ -55,10 +56,17 @@ fn marked(mark: &str) -> Vec<i32> {
         .collect()
 }
 
+/// Kills them all at once, and waits until they have ended. Their environment goes first (exit_mm before exit_files, kernel/exit.c):
+/// by that alone they would seem gone while their userfaultfd is still registered, which the next memckpt takes for the target's own.
 fn kill_all(pids: &[i32]) {
     for &pid in pids {
         // ESRCH: it ended by itself.
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    let ended = |pid: i32| status::stat(pid).map_or(true, |stat| matches!(stat.state, 'Z' | 'X'));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !pids.iter().all(|&pid| ended(pid)) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_micros(100));
     }
 }
 
@@ -219,8 +227,9 @@ fn kills(target: &mut impl Target, name: &str, count: usize, random: &mut Random
     }
     // And the next one, after all those deaths, works.
     let images = scratch.directory("after")?;
-    let status = start("pre-dump", target.pid(), &images, &mark)?.wait()?;
-    ensure!(status.success(), "no checkpoint of {name} can be taken any more ({status})");
+    let mut after = memckpt(["pre-dump", "-t", &target.pid().to_string(), "-D"]).arg(&images);
+    after.command().env(MARK, &mark);
+    after.ok().with_context(|| format!("{name}, after {count} kills"))?;
     stop_sessions(target.pid(), &mark);
     target.is_untouched()
 }
@@ -230,11 +239,13 @@ fn stop_sessions(root: i32, mark: &str) {
     for pid in memckpt::target::descendants(root).unwrap_or_default() {
         let _ = memckpt(["watch", &pid.to_string(), "--stop"]).run();
     }
+    let sessions = marked(mark);
     let deadline = Instant::now() + Duration::from_secs(5);
     while !marked(mark).is_empty() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(2));
     }
-    kill_all(&marked(mark));
+    // Those that have stopped by themselves are waited for, too.
+    kill_all(&sessions);
 }
 
 /// How many kills there are to be of each of `kinds` things, and where.
