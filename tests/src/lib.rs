@@ -17,6 +17,7 @@ pub mod outward;
 pub mod peer;
 pub mod program;
 pub mod scratch;
+pub mod session;
 pub mod strike;
 pub mod victim;
 

@@ -2,12 +2,11 @@
 //! it is a full one that says so.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use memckpt::tracker::control::SessionClient;
-use memckpt::tracker::epoch::Epoch;
 use memckpt_tests::features::Tracker;
+use memckpt_tests::session::followed;
 use memckpt_tests::{Scratch, Victim, is_root, memckpt, oracle, say, skip};
 
 /// The parent does not belong to the epoch being tracked.
@@ -62,21 +61,6 @@ fn ended(scratch: &Scratch, victim: &Victim, parent: &str, reason: &str) -> Resu
     let compared = oracle::compare(&full, victim.pid())?;
     ensure!(compared.inherited == 0 && compared.own > 1000, "{compared:?}");
     Ok(())
-}
-
-/// Waits until the session of `pid` is past `epoch`: it follows an exec in its own time, and a checkpoint that it meets
-/// there may fail.
-fn followed(pid: i32, epoch: Epoch) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        if let Ok(Some(mut client)) = SessionClient::connect(pid)
-            && client.hello().is_ok_and(|info| info.epoch > epoch)
-        {
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "the session does not follow the exec");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]

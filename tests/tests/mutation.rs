@@ -11,6 +11,7 @@ use memckpt::tracker::control::SessionClient;
 use memckpt::tracker::epoch::Epoch;
 use memckpt_tests::features::Tracker;
 use memckpt_tests::gate::Gate;
+use memckpt_tests::session;
 use memckpt_tests::{Scratch, Victim, is_root, memckpt, oracle, say, skip};
 
 const WITHOUT: &str = "MEMCKPT_UNSOUND_WITHOUT_HOOK";
@@ -66,23 +67,13 @@ enum Where {
     Always,
 }
 
-/// Waits until the session of `pid` is past `epoch`: it follows an exec in its own time, and a checkpoint that it meets
-/// there may fail.
+/// [`session::followed`], unless nothing tells the session of an exec.
 fn followed(pid: i32, epoch: Epoch, without: Option<&str>) -> Result<()> {
     if without == Some("end of the mm+exec") {
         // Nothing tells it.
         return Ok(());
     }
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        if let Ok(Some(mut client)) = SessionClient::connect(pid)
-            && client.hello().is_ok_and(|info| info.epoch > epoch)
-        {
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "the session does not follow the exec");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    session::followed(pid, epoch)
 }
 
 /// A session under `hooks` without one hook, a checkpoint, the deed, and another one on top of it.

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use memckpt::tracker::control::SessionClient;
-use memckpt::tracker::epoch::Epoch;
 use memckpt_tests::command::{self, Ran};
 use memckpt_tests::features::{Tracker, kernel_at_least};
 use memckpt_tests::gate::Gate;
+use memckpt_tests::session::followed;
 use memckpt_tests::{Scratch, Victim, cell, is_root, memckpt, oracle, skip, victim};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -414,20 +414,6 @@ fn come(mode: Mode, numbers: &[u32]) -> Result<Came> {
 
 fn cannot_all(rows: &[u32], reason: &str) -> Came {
     Came::Checkpoint(rows.iter().map(|row| (*row, Ok(Outcome::Cannot(reason.to_owned())))).collect())
-}
-
-/// Waits until the session of `pid` is past `epoch`: it follows an exec in its own time.
-fn followed(pid: i32, epoch: Epoch) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Ok(Some(mut client)) = SessionClient::connect(pid)
-            && client.hello().is_ok_and(|info| info.epoch > epoch)
-        {
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "the session does not follow the exec");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Compares the outcomes of rows that ran together with what must come of them, and tells those that are right.
