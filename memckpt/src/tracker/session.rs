@@ -172,6 +172,9 @@ pub struct Session {
 
 /// Rounds of asking and registering before a look is over.
 const REGISTRATION_ROUNDS: usize = 8;
+/// How long a look may register ranges while the target runs. Each registration waits for the target's mmap_lock: where many threads
+/// map and unmap, and the processor is busy with others, for many milliseconds; and a client waits for its answer.
+const REGISTRATION_TIME: Duration = Duration::from_millis(50);
 /// How long a process may take from the end of its mm to its own end.
 const EXIT_GRACE: Duration = Duration::from_millis(200);
 
@@ -359,6 +362,7 @@ impl Session {
         if self.record.is_busy() {
             return Err(SessionError::Transaction(RecordError::<MapsError>::Busy.to_string()));
         }
+        let mut begun = None;
         // A registration may join VMAs, and new ones may come meanwhile; a busy target has its next look soon.
         for _ in 0..REGISTRATION_ROUNDS {
             let asked = self.record.update(frozen, notices)?;
@@ -372,9 +376,17 @@ impl Session {
             if new.is_empty() {
                 break;
             }
+            let begun = *begun.get_or_insert_with(Instant::now);
+            let is_over = || !frozen && begun.elapsed() > REGISTRATION_TIME;
             for range in new {
-                self.tracking.register(range);
+                // What is left is stale: the next look asks for it, or the one that finds the target frozen.
+                if !is_over() {
+                    self.tracking.register(range);
+                }
                 self.record.mark_stale(range);
+            }
+            if is_over() {
+                break;
             }
         }
         Ok(())
