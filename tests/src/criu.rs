@@ -1,5 +1,6 @@
 //! Debian's criu, a peer.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -26,7 +27,7 @@ pub fn missing() -> Result<Option<String>> {
 /// # Errors
 ///
 /// When it fails: what its log calls errors.
-pub fn run(action: &str, images: &Path, args: &[&str]) -> Result<()> {
+pub fn run(action: &str, images: &Path, args: &[impl AsRef<OsStr>]) -> Result<()> {
     let log = format!("{action}.log");
     let mut command = Command::new("criu");
     command.arg(action).args(["-v4", "-o", &log, "-D"]).arg(images).args(args);

@@ -8,67 +8,82 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use memckpt_tests::going_on;
+use memckpt_tests::pair::{Pair, Tool};
 use memckpt_tests::program::{PATIENCE, Program};
 use memckpt_tests::{Scratch, is_root, memckpt, quick, say, skip};
+
+const PAIR: Pair = Pair { dumper: Tool::Memckpt, restorer: Tool::Memckpt };
 
 fn dump(program: &Program, images: &Path) -> Result<()> {
     memckpt(["dump", "-t", &program.pid.to_string(), "-D"]).arg(images).ok()?;
     Ok(())
 }
 
-/// Dumped, ended, restored, going on; five times.
-fn goes_on(test: &str, start: impl Fn(&Scratch) -> Result<Program>) -> Result<()> {
-    if !is_root() {
-        skip(test, "not root");
-        return Ok(());
-    }
-    let scratch = Scratch::new()?;
-    let mut program = start(&scratch)?;
-    for round in 0..5 {
-        let images = scratch.directory(&round.to_string())?;
-        dump(&program, &images)?;
-        let before = if round == 0 { program.ended()? } else { program.lines()? };
-        memckpt(["restore", "-d", "-D"]).arg(&images).ok().with_context(|| format!("round {round}"))?;
-        program.wait_for(before + 10).with_context(|| format!("round {round}, after {before} lines"))?;
-    }
-    say(&format!("{test}: restored five times, {} lines, all right", program.lines()?));
-    Ok(())
-}
-
 #[test]
 fn a_ring_of_twenty_processes_and_two_zombies() -> Result<()> {
-    goes_on("a_ring_of_twenty_processes_and_two_zombies", |scratch| Program::victim("ring", scratch))
+    going_on::victim(PAIR, "a_ring_of_twenty_processes_and_two_zombies", "ring")
 }
 
 #[test]
 fn fifty_threads_blocked_in_different_calls() -> Result<()> {
-    goes_on("fifty_threads_blocked_in_different_calls", |scratch| Program::victim("threads", scratch))
+    going_on::victim(PAIR, "fifty_threads_blocked_in_different_calls", "threads")
 }
 
 #[test]
 fn a_thread_in_a_restartable_sequence() -> Result<()> {
-    goes_on("a_thread_in_a_restartable_sequence", |scratch| Program::victim("sequence", scratch))
+    going_on::victim(PAIR, "a_thread_in_a_restartable_sequence", "sequence")
 }
 
 #[test]
 fn memory_that_is_checked() -> Result<()> {
-    goes_on("memory_that_is_checked", |scratch| Program::victim("memory", scratch))
+    going_on::victim(PAIR, "memory_that_is_checked", "memory")
 }
 
 #[test]
 fn a_shell_loop_that_writes_a_file() -> Result<()> {
-    goes_on("a_shell_loop_that_writes_a_file", Program::shell_loop)
+    going_on::program(PAIR, "a_shell_loop_that_writes_a_file", Program::shell_loop)
 }
 
 #[test]
 fn python_with_threads_a_pipe_a_timer_and_a_deleted_file() -> Result<()> {
-    goes_on("python_with_threads_a_pipe_a_timer_and_a_deleted_file", Program::python)
+    going_on::program(PAIR, "python_with_threads_a_pipe_a_timer_and_a_deleted_file", Program::python)
+}
+
+#[test]
+fn one_of_every_kind_of_descriptor() -> Result<()> {
+    going_on::descriptors(PAIR, "one_of_every_kind_of_descriptor")
+}
+
+#[test]
+fn terminals_of_its_own() -> Result<()> {
+    going_on::terminals(PAIR, "terminals_of_its_own")
+}
+
+#[test]
+fn the_job_of_a_shell() -> Result<()> {
+    going_on::shell_job(PAIR, "the_job_of_a_shell")
+}
+
+#[test]
+fn connections_whose_peers_wait() -> Result<()> {
+    going_on::connections(PAIR, "connections_whose_peers_wait")
+}
+
+#[test]
+fn datagrams_that_go_outside() -> Result<()> {
+    going_on::outer_datagrams(PAIR, "datagrams_that_go_outside")
+}
+
+#[test]
+fn redis_with_data_and_a_connected_client() -> Result<()> {
+    going_on::redis(PAIR, "redis_with_data_and_a_connected_client", 20_000)
 }
 
 /// Another user's, with groups and a bounding set of its own: it checks them each round.
 #[test]
 fn a_program_without_rights() -> Result<()> {
-    goes_on("a_program_without_rights", |scratch| {
+    going_on::program(PAIR, "a_program_without_rights", |scratch| {
         let output = scratch.path().join("output");
         fs::write(&output, "")?;
         fs::set_permissions(&output, fs::Permissions::from_mode(0o666))?;
@@ -90,7 +105,7 @@ fn a_program_without_rights() -> Result<()> {
 /// A file of its own in /proc, which is there only once the process is.
 #[test]
 fn its_own_status() -> Result<()> {
-    goes_on("its_own_status", |scratch| {
+    going_on::program(PAIR, "its_own_status", |scratch| {
         let output = scratch.path().join("output");
         let text = "import itertools, os, sys, time\n\
             status = open('/proc/self/status')\n\
@@ -98,6 +113,27 @@ fn its_own_status() -> Result<()> {
             for number in itertools.count(1):\n \
                 status.seek(0)\n \
                 os.write(out, b'%d %s\\n' % (number, b'ok' if 'Pid:\\t%d\\n' % os.getpid() in status.read() else b'error'))\n \
+                time.sleep(0.02)";
+        let mut command = Command::new("/usr/bin/python3");
+        command.args(["-c", text]).arg(&output);
+        Program::start(command, output)
+    })
+}
+
+/// A descriptor of its child, which is there only once the child is.
+#[test]
+fn a_pidfd_of_its_child() -> Result<()> {
+    going_on::program(PAIR, "a_pidfd_of_its_child", |scratch| {
+        let output = scratch.path().join("output");
+        let text = "import itertools, os, select, signal, sys, time\n\
+            child = os.fork()\n\
+            while child == 0: time.sleep(100)\n\
+            pidfd = os.pidfd_open(child)\n\
+            out = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)\n\
+            for number in itertools.count(1):\n \
+                signal.pidfd_send_signal(pidfd, 0)\n \
+                lives = not select.select([pidfd], [], [], 0)[0] and 'Pid:\\t%d\\n' % child in open('/proc/self/fdinfo/%d' % pidfd).read()\n \
+                os.write(out, b'%d %s\\n' % (number, b'ok' if lives else b'error'))\n \
                 time.sleep(0.02)";
         let mut command = Command::new("/usr/bin/python3");
         command.args(["-c", text]).arg(&output);

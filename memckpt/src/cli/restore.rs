@@ -31,6 +31,12 @@ pub(crate) struct RestoreArgs {
     /// Restore the job of a shell: its root leads no session, and gets that of the caller
     #[arg(short = 'j', long)]
     shell_job: bool,
+    /// Restore established TCP connections, too; their peers notice a delay
+    #[arg(long)]
+    tcp_established: bool,
+    /// Connect again to a socket of a process outside, as the dump was told: unix[INODE]
+    #[arg(long, value_name = "RESOURCE")]
+    external: Vec<String>,
     /// Write the root's PID to FILE once it runs; relative to the work directory
     #[arg(long, value_name = "FILE")]
     pidfile: Option<PathBuf>,
@@ -43,6 +49,8 @@ pub(crate) fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
         parent: if args.restore_sibling { Parent::Ours } else { Parent::Us },
         leave_stopped: args.leave_stopped,
         shell_job: args.shell_job,
+        tcp_established: args.tcp_established,
+        external: args.external.clone(),
     };
     let pid = restore::run(&request)?;
     if let Some(file) = &args.pidfile {

@@ -78,14 +78,35 @@ pub fn bytes(socket: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8]) ->
 /// # Errors
 /// The call fails.
 pub fn set_int(socket: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
-    // SAFETY: the kernel reads one int.
+    set(socket, level, name, &value.to_ne_bytes())
+}
+
+/// Sets an option to `value`.
+///
+/// # Errors
+/// The call fails.
+pub fn set(socket: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    let len = value.len() as libc::socklen_t;
+    // SAFETY: the kernel reads `len` bytes.
+    let rc = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), len) };
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Attaches a classic BPF filter (SO_ATTACH_FILTER).
+///
+/// # Errors
+/// It is not valid.
+pub fn set_filter(socket: BorrowedFd<'_>, program: &[libc::sock_filter]) -> io::Result<()> {
+    let attached =
+        libc::sock_fprog { len: program.len() as libc::c_ushort, filter: program.as_ptr().cast_mut() };
+    // SAFETY: the structure and the program live across the call, which reads them.
     let rc = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            level,
-            name,
-            (&raw const value).cast(),
-            size_of::<i32>() as libc::socklen_t,
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const attached).cast(),
+            size_of_val(&attached) as libc::socklen_t,
         )
     };
     if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -107,18 +128,7 @@ mod tests {
         assert!(filter(fd).unwrap().is_empty());
         // Two instructions: load the length, return it.
         let program = [(0x80, 0), (0x16, 0)].map(|(code, k)| libc::sock_filter { code, jt: 0, jf: 0, k });
-        let attached = libc::sock_fprog { len: 2, filter: program.as_ptr().cast_mut() };
-        // SAFETY: the program lives across the call, which reads it.
-        let rc = unsafe {
-            libc::setsockopt(
-                fd.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_ATTACH_FILTER,
-                (&raw const attached).cast(),
-                size_of_val(&attached) as libc::socklen_t,
-            )
-        };
-        assert_eq!(rc, 0);
+        set_filter(fd, &program).unwrap();
         let read: Vec<u16> = filter(fd).unwrap().iter().map(|i| i.code).collect();
         assert_eq!(read, [0x80, 0x16]);
     }

@@ -6,6 +6,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::socket_options::{self, bytes, int, set_int};
 
+mod rebuild;
+
+pub use rebuild::{go_on, rebuild};
+
 /// include/uapi/linux/tcp.h
 pub const TCP_REPAIR: i32 = 19;
 const TCP_REPAIR_QUEUE: i32 = 20;

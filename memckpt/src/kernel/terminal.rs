@@ -86,6 +86,61 @@ pub fn controlled_by_master(master: BorrowedFd<'_>) -> io::Result<Option<(i32, i
     }
 }
 
+/// Sets what [`settings`] reads.
+///
+/// # Errors
+/// It is no terminal.
+pub fn set_settings(terminal: BorrowedFd<'_>, settings: &LineSettings) -> io::Result<()> {
+    set(terminal, libc::TCSETS, &bytes(settings))
+}
+
+/// Sets what [`locked_settings`] reads. Needs CAP_SYS_ADMIN.
+///
+/// # Errors
+/// It is no terminal, or we lack the right.
+pub fn set_locked_settings(terminal: BorrowedFd<'_>, settings: &LineSettings) -> io::Result<()> {
+    set(terminal, libc::TIOCSLCKTRMIOS, &bytes(settings))
+}
+
+/// Sets what [`window`] reads.
+///
+/// # Errors
+/// It is no terminal.
+pub fn set_window(terminal: BorrowedFd<'_>, window: [u16; 4]) -> io::Result<()> {
+    set(terminal, libc::TIOCSWINSZ, &window.map(u16::to_ne_bytes).concat())
+}
+
+/// From now on others may not open it (TIOCEXCL).
+///
+/// # Errors
+/// It is no terminal.
+pub fn make_exclusive(terminal: BorrowedFd<'_>) -> io::Result<()> {
+    set(terminal, libc::TIOCEXCL, &[])
+}
+
+/// Says whether the slave of this master can be opened (TIOCSPTLCK).
+///
+/// # Errors
+/// It is no master.
+pub fn lock(master: BorrowedFd<'_>, locked: bool) -> io::Result<()> {
+    set(master, libc::TIOCSPTLCK, &i32::from(locked).to_ne_bytes())
+}
+
+/// Says whether the master is in packet mode (TIOCPKT).
+///
+/// # Errors
+/// It is no master.
+pub fn set_packet_mode(master: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    set(master, libc::TIOCPKT, &i32::from(on).to_ne_bytes())
+}
+
+/// Hands over bytes, as many as the request reads.
+fn set(terminal: BorrowedFd<'_>, request: libc::Ioctl, bytes: &[u8]) -> io::Result<()> {
+    // SAFETY: the requests above read four bytes, a struct winsize (8), a struct termios (36) or none, and their callers give so many.
+    let rc = unsafe { libc::ioctl(terminal.as_raw_fd(), request, bytes.as_ptr()) };
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 fn int(terminal: BorrowedFd<'_>, request: libc::Ioctl) -> io::Result<i32> {
     get(terminal, request).map(i32::from_ne_bytes)
 }
@@ -107,6 +162,17 @@ fn parse(bytes: &[u8; 36]) -> LineSettings {
     }
 }
 
+/// As [`parse`] reads it.
+fn bytes(settings: &LineSettings) -> [u8; 36] {
+    let mut bytes = [0; 36];
+    for (four, flags) in bytes.chunks_exact_mut(4).zip(settings.flags) {
+        four.copy_from_slice(&flags.to_ne_bytes());
+    }
+    bytes[16] = settings.line;
+    bytes[17..].copy_from_slice(&settings.characters);
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;
@@ -119,9 +185,7 @@ mod tests {
     fn a_pair_is_told() {
         let master = File::options().read(true).write(true).open("/dev/ptmx").unwrap();
         assert!(is_locked(master.as_fd()).unwrap() && !is_in_packet_mode(master.as_fd()).unwrap());
-        let unlocked = 0_i32;
-        // SAFETY: TIOCSPTLCK reads an int.
-        assert_eq!(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlocked) }, 0);
+        lock(master.as_fd(), false).unwrap();
         let number = number_of_master(master.as_fd()).unwrap();
         let slave = File::options()
             .read(true)
@@ -136,6 +200,16 @@ mod tests {
         assert_ne!(settings.flags[3] & libc::ICANON, 0);
         assert_eq!(locked_settings(slave.as_fd()).unwrap(), LineSettings::default());
         assert_eq!(window(slave.as_fd()).unwrap(), [0; 4]);
+        let mut others = settings;
+        others.characters[0] = 2;
+        others.flags[3] &= !libc::ECHO;
+        set_settings(slave.as_fd(), &others).unwrap();
+        assert_eq!(super::settings(master.as_fd()).unwrap(), others);
+        set_window(master.as_fd(), [1, 2, 3, 4]).unwrap();
+        assert_eq!(window(slave.as_fd()).unwrap(), [1, 2, 3, 4]);
+        set_packet_mode(master.as_fd(), true).unwrap();
+        make_exclusive(slave.as_fd()).unwrap();
+        assert!(is_in_packet_mode(master.as_fd()).unwrap() && is_exclusive(slave.as_fd()).unwrap());
         assert_eq!(controlled_by_master(master.as_fd()).unwrap().unwrap_or((0, 0)), (0, 0));
         assert!(number_of_master(slave.as_fd()).is_err());
     }

@@ -6,8 +6,8 @@ use std::path::Path;
 use crate::addr::{Addr, AddrRange};
 use crate::image::chain::Member;
 use crate::image::proto::{
-    CoreEntry, FdinfoEntry, FileEntry, FsEntry, March, MmEntry, PstreeEntry, SeccompEntry, TaskCoreEntry,
-    TaskKobjIdsEntry, ThreadCoreEntry, ThreadInfoX86, VmaEntry,
+    CoreEntry, FdinfoEntry, FileEntry, FileLockEntry, FsEntry, March, MmEntry, PstreeEntry, SeccompEntry,
+    TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry, ThreadInfoX86, VmaEntry,
 };
 use crate::image::{Chain, ImageKind, magic};
 use crate::plan::classify::VmaStatus;
@@ -32,6 +32,7 @@ pub(super) struct Checkpoint {
     pub(super) processes: Vec<Process>,
     pub(super) filters: SeccompEntry,
     pub(super) files: BTreeMap<u32, FileEntry>,
+    pub(super) locks: Vec<FileLockEntry>,
 }
 
 /// A process.
@@ -89,12 +90,13 @@ impl Checkpoint {
         let files = member.files()?.into_iter().map(|file| (file.id, file)).collect();
         let filters =
             member.records(magic::SECCOMP, ImageKind::Seccomp)?.into_iter().next().unwrap_or_default();
+        let locks = member.records(magic::FILE_LOCKS, ImageKind::FileLocks)?;
         let processes: Vec<Process> =
             tree.iter().map(|entry| process(path, entry)).collect::<Result<_, _>>()?;
         if matches!(processes[0].state, State::Zombie { .. }) {
             return Err(Refusal::Checkpoint("its root has ended: there is nothing to restore".into()).into());
         }
-        Ok(Self { chain: root, processes, filters, files })
+        Ok(Self { chain: root, processes, filters, files, locks })
     }
 
     /// The directory.
@@ -156,10 +158,12 @@ fn check_tree(tree: &[PstreeEntry]) -> Result<(), (usize, String)> {
         if is_root != (entry.ppid == 0) || !is_root && !seen.contains(&entry.ppid) {
             return wrong(format!("process {} has parent {}, which is not before it", entry.pid, entry.ppid));
         }
-        if entry.threads.first().is_some_and(|leader| *leader != entry.pid) {
+        // Of a process that has ended CRIU does not tell the thread (`alive` checks those that live).
+        let threads = if entry.threads.len() == 1 { &[entry.pid][..] } else { &entry.threads };
+        if threads.first().is_some_and(|leader| *leader != entry.pid) {
             return wrong(format!("the first thread of process {} is another", entry.pid));
         }
-        for tid in entry.threads.iter().chain(entry.threads.is_empty().then_some(&entry.pid)) {
+        for tid in threads.iter().chain(threads.is_empty().then_some(&entry.pid)) {
             if number(*tid).is_none() || !seen.insert(*tid) {
                 return wrong(format!("thread {tid} of process {} is impossible or twice there", entry.pid));
             }
@@ -199,6 +203,10 @@ fn alive(
     };
     let fs = member.fs(pid)?.ok_or_else(|| missing(member, &magic::fs_name(pid), ""))?;
     let descriptors = member.descriptors(ids.files_id)?;
+    if entry.threads.first() != Some(&entry.pid) {
+        let what = format!("its first thread is {:?}", entry.threads.first());
+        return Err(Refusal::State { pid, what }.into());
+    }
     let mut threads = vec![thread(member, pid, core)?];
     for tid in entry.threads.iter().skip(1) {
         let tid = *tid as i32;

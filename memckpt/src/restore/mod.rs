@@ -50,13 +50,14 @@ pub fn run(request: &Request) -> Result<i32, RestoreError> {
 fn restore(request: &Request) -> Result<i32, RestoreError> {
     let checkpoint = Checkpoint::read(&request.images_dir)?;
     check::possible(&checkpoint, request)?;
-    let files = Opened::open(&checkpoint)?;
+    let (files, connections) = Opened::open(&checkpoint, request)?;
     let kernel = KernelAreas::ours()?;
     let (arena, parking) = arena(&checkpoint, &kernel)?;
 
     let mut tree = Tree::new(&checkpoint, &files, &arena, &kernel, parking)?;
     tree.plant(request.parent, request.shell_job)?;
     tree.zombies()?;
+    files.terminals.foreground(&checkpoint, &tree.tasks)?;
 
     // What needs our credentials, or all processes.
     let mut epolls = Vec::new();
@@ -66,10 +67,10 @@ fn restore(request: &Request) -> Result<i32, RestoreError> {
         process::prepare(process, alive, &files, &mut batch)?;
         process::descriptors(process, alive, &files, &mut batch)?;
         process::epolls(&checkpoint, process, alive, &mut epolls, &mut batch)?;
+        files::locks_of_process(&checkpoint, process.pid, alive, &mut batch)?;
         set_oom_score(process.pid, alive.task.oom_score_adj)?;
     }
-    files.give_to_owners()?;
-    files.seal()?;
+    files.settle(&checkpoint)?;
 
     // Threads, and what is theirs.
     for (process, alive) in checkpoint.alive() {
@@ -95,7 +96,7 @@ fn restore(request: &Request) -> Result<i32, RestoreError> {
 
     // From here on there is nothing left of us in them.
     for (process, alive) in checkpoint.alive() {
-        tree.leave(process.pid, alive, process::trap_action(alive).as_deref())?;
+        tree.leave(process.pid, process::trap_action(alive).as_deref())?;
     }
     let layout = XsaveLayout::of_this_processor();
     for (task, thread) in &threads {
@@ -105,6 +106,7 @@ fn restore(request: &Request) -> Result<i32, RestoreError> {
     let stopped: Vec<i32> =
         checkpoint.alive().filter(|(_, alive)| stands(alive.stopped)).map(|(p, _)| p.pid).collect();
     let threads: Vec<_> = threads.into_iter().map(|(task, _)| task).collect();
+    connections.go_on(&checkpoint)?;
     tree.release(&threads, &stopped)?;
     Ok(checkpoint.root().pid)
 }

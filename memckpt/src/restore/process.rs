@@ -1,10 +1,6 @@
 //! What belongs to a process as a whole.
 
-use std::collections::HashMap;
-
-use crate::image::proto::{
-    EventpollFileEntry, ItimerEntry, PosixTimerEntry, RegFileEntry, SaEntry, TaskTimersEntry,
-};
+use crate::image::proto::{EventpollFileEntry, ItimerEntry, PosixTimerEntry, SaEntry, TaskTimersEntry};
 
 use super::batch::Batch;
 use super::checkpoint::{Alive, Checkpoint, Process};
@@ -85,17 +81,12 @@ pub(super) fn descriptors(
     batch: &mut Batch<'_>,
 ) -> Result<(), RestoreError> {
     let mut numbers: Vec<u64> = Vec::new();
-    let mut late: HashMap<u32, i32> = HashMap::new();
+    let mut there = files.there();
     for descriptor in &alive.descriptors {
         let id = descriptor.id;
-        let ours = match (files.late(id), late.get(&id)) {
-            (_, Some(number)) => *number,
-            (Some((file, above)), None) => {
-                let number = open_there(file, above, batch)?;
-                late.insert(id, number);
-                number
-            }
-            (None, None) => files.number(process.pid, id)?,
+        let ours = match there.number(id, batch)? {
+            Some(number) => number,
+            None => files.number(process.pid, id)?,
         };
         let cloexec = if descriptor.flags & 1 != 0 { libc::O_CLOEXEC as u64 } else { 0 };
         let number = i64::from(descriptor.fd);
@@ -112,19 +103,6 @@ pub(super) fn descriptors(
     }
     batch.call("close_range", libc::SYS_close_range, [first, u64::from(u32::MAX), 0])?;
     batch.flush()
-}
-
-/// Has the process open a file itself; its number, above those that the process has use for.
-fn open_there(file: &RegFileEntry, above: i32, batch: &mut Batch<'_>) -> Result<i32, RestoreError> {
-    let mut path = file.name.clone().into_bytes();
-    path.push(0);
-    let flags = file.flags as i32 & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC) | libc::O_CLOEXEC;
-    let here = libc::AT_FDCWD as u64;
-    batch.call_with("openat", libc::SYS_openat, &path, |at| [here, at, flags as u64, 0])?;
-    let low = batch.last_result()? as u64;
-    batch.call("lseek", libc::SYS_lseek, [low, file.pos, libc::SEEK_SET as u64])?;
-    batch.call("fcntl(F_DUPFD)", libc::SYS_fcntl, [low, libc::F_DUPFD_CLOEXEC as u64, above as u64])?;
-    Ok(batch.last_result()? as i32)
 }
 
 /// Has `process` say what the epolls watch that it has, by its descriptors.

@@ -15,4 +15,8 @@ pub struct Request {
     pub leave_stopped: bool,
     /// The session and the group of the root are ours, where it leads no session.
     pub shell_job: bool,
+    /// Restore established TCP connections.
+    pub tcp_established: bool,
+    /// Resources outside of the tree that may be connected to again, as the dump has named them: `unix[INODE]`.
+    pub external: Vec<String>,
 }

@@ -29,6 +29,8 @@ pub(super) struct Tree<'a> {
     kernel: &'a KernelAreas,
     /// Where the kernel's areas are while memory is made.
     parking: Addr,
+    /// Where they belong in each process that has them.
+    places: BTreeMap<i32, Addr>,
     births: Births,
     pub(super) tasks: BTreeMap<i32, Task<'a>>,
     released: bool,
@@ -44,7 +46,12 @@ impl<'a> Tree<'a> {
     ) -> Result<Self, RestoreError> {
         let births = Births::of(&checkpoint.processes)?;
         let tasks = BTreeMap::new();
-        Ok(Self { checkpoint, files, arena, kernel, parking, births, tasks, released: false })
+        let mut places = BTreeMap::new();
+        for (process, alive) in checkpoint.alive() {
+            let place = kernel.place_in(process.pid, &alive.mm.vmas, &alive.memory)?;
+            places.extend(place.map(|place| (process.pid, place)));
+        }
+        Ok(Self { checkpoint, files, arena, kernel, parking, places, births, tasks, released: false })
     }
 
     /// Makes all processes: memory, sessions and groups.
@@ -58,8 +65,7 @@ impl<'a> Tree<'a> {
         let mut batch = Batch::of(task);
         let steps = memory::build(&alive.mm.vmas, &alive.memory);
         build::build(root.pid, &steps, &alive.memory, self.files, &mut batch)?;
-        let place = self.kernel.place_in(root.pid, &alive.mm.vmas, &alive.memory)?;
-        self.put_kernel_areas(place, &mut batch)?;
+        self.put_kernel_areas(self.places.get(&root.pid).copied(), &mut batch)?;
         self.grow(root, alive)?;
         self.groups(own_group)
     }
@@ -106,6 +112,7 @@ impl<'a> Tree<'a> {
         if process.sid == process.pid {
             let mut batch = Batch::of(task);
             batch.call("setsid", libc::SYS_setsid, [0; 0])?;
+            self.files.terminals.control(process.pid, &mut batch)?;
             batch.flush()?;
         }
         for child in after {
@@ -130,8 +137,8 @@ impl<'a> Tree<'a> {
         self.tasks.insert(child.pid, task);
         let State::Alive(alive) = &child.state else { return Ok(()) };
         let mut batch = Batch::of(task);
-        let theirs = self.kernel.place_in(parents.threads[0].tid, &parents.mm.vmas, &parents.memory)?;
-        let place = self.kernel.place_in(child.pid, &alive.mm.vmas, &alive.memory)?;
+        let theirs = self.places.get(&child.ppid).copied();
+        let place = self.places.get(&child.pid).copied();
         if theirs != place
             && let Some(theirs) = theirs
         {
@@ -201,10 +208,10 @@ impl<'a> Tree<'a> {
     }
 
     /// Unmaps the arena from process `pid`, which makes no lists any more. `trap`: what SIGTRAP does to it.
-    pub(super) fn leave(&self, pid: i32, alive: &Alive, trap: Option<&[u8]>) -> Result<(), RestoreError> {
+    pub(super) fn leave(&self, pid: i32, trap: Option<&[u8]>) -> Result<(), RestoreError> {
         let task = self.tasks[&pid];
-        let place = self.kernel.place_in(pid, &alive.mm.vmas, &alive.memory)?;
-        let Some(gadget) = place.and_then(|place| self.kernel.syscall(place)) else {
+        let place = self.places.get(&pid);
+        let Some(gadget) = place.and_then(|place| self.kernel.syscall(*place)) else {
             let what = "it has no vDSO, which memckpt does not restore yet".to_owned();
             return Err(Refusal::State { pid, what }.into());
         };
@@ -231,7 +238,11 @@ impl<'a> Tree<'a> {
             }
         }
         for thread in threads {
-            ptrace::detach(thread.tid(), 0)?;
+            match ptrace::detach(thread.tid(), 0) {
+                // One that goes on already has ended it.
+                Err(error) if error.errno() == Some(libc::ESRCH) => {}
+                other => other?,
+            }
         }
         Ok(())
     }

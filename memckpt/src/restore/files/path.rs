@@ -14,7 +14,8 @@ use crate::image::{ImageKind, magic};
 use crate::kernel::SyscallError;
 use crate::restore::error::{Refusal, RestoreError};
 
-use super::{Opening, reopen};
+use super::opening::Opening;
+use super::reopen;
 
 /// Flags that say how a file was opened at first, and not how it is open.
 const ONCE: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC;

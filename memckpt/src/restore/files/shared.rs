@@ -50,7 +50,7 @@ impl SharedObjects {
         for (id, length) in lengths {
             let fd = anonymous(length)?;
             if let Some(pages) = member.shared(id)? {
-                fill(&pages, &fd)?;
+                fill(&pages, &fd, length)?;
             }
             made.anonymous.insert(id, fd);
         }
@@ -58,7 +58,7 @@ impl SharedObjects {
         for inode in inodes {
             let fd = memfd(&inode)?;
             if let Some(pages) = member.shared(inode.shmid)? {
-                fill(&pages, &fd)?;
+                fill(&pages, &fd, inode.size)?;
             }
             let seals = SealFlag::from_bits_retain(inode.seals as i32 & !FUTURE_WRITE);
             fcntl(&fd, FcntlArg::F_ADD_SEALS(seals))
@@ -142,8 +142,8 @@ fn memfd(inode: &MemfdInodeEntry) -> Result<OwnedFd, RestoreError> {
     Ok(fd)
 }
 
-/// Copies what is stored of an object into it.
-fn fill(pages: &StoredPages, fd: &OwnedFd) -> Result<(), RestoreError> {
+/// Copies what is stored of an object into it. Pages are whole; its `length` need not be.
+fn fill(pages: &StoredPages, fd: &OwnedFd, length: u64) -> Result<(), RestoreError> {
     let file = File::from(reopen(fd.as_fd(), libc::O_RDWR)?);
     let mut buffer = vec![0; BLOCK as usize];
     for run in pages.pagemap().runs().iter().filter(|run| run.flags.contains(PagemapFlags::PRESENT)) {
@@ -152,7 +152,8 @@ fn fill(pages: &StoredPages, fd: &OwnedFd) -> Result<(), RestoreError> {
             let len = BLOCK.min(run.range.len() - done) as usize;
             pages.read(run.offset + done, &mut buffer[..len])?;
             let at = run.range.start.get() + done;
-            file.write_all_at(&buffer[..len], at).map_err(|e| {
+            let within = length.saturating_sub(at).min(len as u64) as usize;
+            file.write_all_at(&buffer[..within], at).map_err(|e| {
                 SyscallError::new("pwrite", format!("shared memory (descriptor {})", fd.as_raw_fd()), e)
             })?;
             done += len as u64;

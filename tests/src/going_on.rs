@@ -1,0 +1,255 @@
+//! Programs that are dumped and ended, restored, and go on: each says itself whether all is right.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::pair::{Pair, Tool, Wants};
+use crate::peer::Peer;
+use crate::program::{PATIENCE, Program};
+use crate::redis::Redis;
+use crate::{Scratch, memckpt, say, victim};
+
+/// Dumps, restores and lets go on, round after round. `at_rest`: it is dumped while it rests, for what it does has moments that cannot be
+/// kept.
+fn rounds(
+    pair: Pair,
+    test: &str,
+    at_rest: bool,
+    wants: &Wants,
+    start: impl Fn(&Scratch) -> Result<Program>,
+) -> Result<()> {
+    let Some(scratch) = pair.place(test)? else { return Ok(()) };
+    let mut program = start(&scratch)?;
+    for round in 0..pair.rounds() {
+        if at_rest {
+            program.come_to_rest(scratch.path())?;
+        }
+        let before = once(pair, &mut program, &scratch, round, wants)?;
+        if at_rest {
+            fs::remove_file(scratch.path().join("hold"))?;
+        }
+        program.wait_for(before + 10).with_context(|| format!("round {round}, after {before} lines"))?;
+    }
+    let (times, lines) = (pair.rounds(), program.lines()?);
+    say(&format!("{test}: restored {times} times, {lines} lines, all right"));
+    Ok(())
+}
+
+/// Dumps and restores; how many lines there were in between.
+fn once(pair: Pair, program: &mut Program, scratch: &Scratch, round: usize, wants: &Wants) -> Result<usize> {
+    let images = scratch.directory(&round.to_string())?;
+    pair.dump(program.pid, &images, wants).with_context(|| format!("round {round}"))?;
+    let before = if round == 0 { program.ended()? } else { program.lines()? };
+    pair.restore(&images, wants).with_context(|| format!("round {round}"))?;
+    Ok(before)
+}
+
+/// Program `start`.
+///
+/// # Errors
+///
+/// When it does not go on rightly.
+pub fn program(pair: Pair, test: &str, start: impl Fn(&Scratch) -> Result<Program>) -> Result<()> {
+    rounds(pair, test, false, &Wants::default(), start)
+}
+
+/// Victim `going_on` of this kind.
+///
+/// # Errors
+///
+/// When it does not go on rightly.
+pub fn victim(pair: Pair, test: &str, kind: &str) -> Result<()> {
+    program(pair, test, |scratch| Program::victim(kind, scratch))
+}
+
+/// Each kind of descriptor, with what waits in it, its flags, its owner and its lock.
+///
+/// # Errors
+///
+/// When it does not go on rightly.
+pub fn descriptors(pair: Pair, test: &str) -> Result<()> {
+    let wants = Wants { locks: true, ..Wants::default() };
+    rounds(pair, test, true, &wants, |scratch| {
+        let output = scratch.path().join("output");
+        let mut command = Command::new(victim::program("descriptors"));
+        command.arg(&output).arg(scratch.path());
+        if pair.dumper == Tool::Criu {
+            command.arg("plain");
+        }
+        Program::start(command, output)
+    })
+}
+
+/// Pseudoterminals both of whose ends are in the tree, one of them in control of its session.
+///
+/// # Errors
+///
+/// When it does not go on rightly.
+pub fn terminals(pair: Pair, test: &str) -> Result<()> {
+    rounds(pair, test, true, &Wants::default(), |scratch| {
+        let output = scratch.path().join("output");
+        let mut command = Command::new("/usr/bin/python3");
+        command.arg("-c").arg(include_str!("../victims/terminals.py")).arg(&output).arg(scratch.path());
+        Program::start(command, output)
+    })
+}
+
+/// `--shell-job`: what was started on one terminal goes on on another.
+///
+/// # Errors
+///
+/// When it does not go on rightly.
+pub fn shell_job(pair: Pair, test: &str) -> Result<()> {
+    let Some(scratch) = pair.place(test)? else { return Ok(()) };
+    let images = scratch.directory("images")?;
+    let mut command = Command::new("/usr/bin/python3");
+    command.arg("-c").arg(include_str!("../victims/shell_job.py")).arg(scratch.path());
+    let output = command.args(pair.shell_job(&images)?).output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let log = fs::read_to_string(images.join("restore.log")).unwrap_or_default();
+    let errors: Vec<&str> = log.lines().filter(|line| line.contains("Error")).collect();
+    ensure!(
+        output.status.success() && said.ends_with("ok\n"),
+        "{said}{}{errors:#?}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+/// A tree with connections, idle and full: its peers notice no more than a delay.
+///
+/// # Errors
+///
+/// When it, or a peer, does not go on rightly.
+pub fn connections(pair: Pair, test: &str) -> Result<()> {
+    let wants = Wants { connections: true, ..Wants::default() };
+    for user in [&[][..], &["nobody"]] {
+        let Some(scratch) = pair.place(test)? else { return Ok(()) };
+        let output = scratch.path().join("output");
+        fs::write(&output, "")?;
+        fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755))?;
+        let mut command = Command::new(victim::program("connected"));
+        command.arg(&output).args(user);
+        let mut program = Program::start(command, output)?;
+        let mut peers =
+            (0..4).map(|n| Peer::connect(&program.output, n % 2 == 0)).collect::<Result<Vec<_>>>()?;
+        for round in 0..pair.rounds() {
+            ensure!(peers[0].fill()? > 100_000, "hardly anything is on its way");
+            let images = scratch.directory(&round.to_string())?;
+            pair.dump(program.pid, &images, &wants)?;
+            let before = if round == 0 { program.ended()? } else { program.lines()? };
+            // One that sends meanwhile, unheard.
+            peers[1].send(1000)?;
+            pair.restore(&images, &wants).with_context(|| format!("round {round}"))?;
+            program.wait_for(before + 10).with_context(|| format!("round {round}, after {before} lines"))?;
+            for (n, peer) in peers.iter_mut().enumerate() {
+                peer.receive().with_context(|| format!("round {round}, connection {n}"))?;
+                peer.exchange(1000).with_context(|| format!("round {round}, connection {n}"))?;
+            }
+        }
+        say(&format!("{test}: restored {} times, {} lines, all right", pair.rounds(), program.lines()?));
+    }
+    Ok(())
+}
+
+/// A program whose datagrams go to somebody outside of the tree, as to a log daemon.
+///
+/// # Errors
+///
+/// When one is lost.
+pub fn outer_datagrams(pair: Pair, test: &str) -> Result<()> {
+    const TEXT: &str = r"
+import itertools, os, socket, sys, time
+out = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+log.connect(sys.argv[2])
+for number in itertools.count(1):
+    log.send(b'%d' % number)
+    os.write(out, b'%d ok\n' % number)
+    time.sleep(0.02)
+";
+    let Some(scratch) = pair.place(test)? else { return Ok(()) };
+    let (output, log) = (scratch.path().join("output"), scratch.path().join("log"));
+    let daemon = UnixDatagram::bind(&log)?;
+    daemon.set_read_timeout(Some(PATIENCE))?;
+    let mut command = Command::new("/usr/bin/python3");
+    command.arg("-c").arg(TEXT).arg(&output).arg(&log);
+    let mut program = Program::start(command, output)?;
+    let inode = fs::metadata(format!("/proc/self/fd/{}", daemon.as_raw_fd()))?.ino();
+    let wants = Wants { outer_socket: Some(inode), ..Wants::default() };
+    if pair.dumper == Tool::Memckpt {
+        refused_without_external(&program, &scratch.directory("refused")?, inode)?;
+    }
+    // Few datagrams have room in the queue.
+    let (sender, received) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 32];
+        while let Ok(len) = daemon.recv(&mut buffer) {
+            if sender.send(String::from_utf8_lossy(&buffer[..len]).into_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    let mut expected = 1;
+    for round in 0..pair.rounds() {
+        let before = once(pair, &mut program, &scratch, round, &wants)?;
+        program.wait_for(before + 10).with_context(|| format!("round {round}, after {before} lines"))?;
+        while expected <= before + 10 {
+            let got = received.recv_timeout(PATIENCE)?;
+            ensure!(got == expected.to_string(), "datagram {got} where {expected} was due");
+            expected += 1;
+        }
+    }
+    Ok(())
+}
+
+fn refused_without_external(program: &Program, images: &Path, inode: u64) -> Result<()> {
+    let dump = memckpt(["dump", "-t", &program.pid.to_string(), "-D"]).arg(images);
+    dump.refused(&["--external", &format!("unix[{inode}]")])?;
+    Ok(())
+}
+
+/// redis-server with so many keys of 1 KiB; the same client goes on asking it.
+///
+/// # Errors
+///
+/// When a key is lost, or the client notices more than a delay.
+pub fn redis(pair: Pair, test: &str, keys: u32) -> Result<()> {
+    let wants = Wants { connections: true, ..Wants::default() };
+    let Some(scratch) = pair.place(test)? else { return Ok(()) };
+    // Free a moment ago.
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let mut command = Command::new("redis-server");
+    command.args(["--save", "", "--appendonly", "no", "--enable-debug-command", "yes", "--port"]);
+    command.arg(port.to_string()).current_dir(scratch.path());
+    let mut server = Program::spawn(command, scratch.path().join("none"))?;
+    let mut client = Redis::connect(port)?;
+    client.ask(&format!("DEBUG POPULATE {keys} key 1024"))?;
+    for round in 0..pair.rounds() {
+        let digest = client.ask("DEBUG DIGEST")?;
+        let count: u64 = client.ask("INCR counter")?.parse()?;
+        let after = client.ask("DEBUG DIGEST")?;
+        ensure!(digest != after, "the digest says nothing");
+        let images = scratch.directory(&round.to_string())?;
+        pair.dump(server.pid, &images, &wants)?;
+        if round == 0 {
+            server.ended()?;
+        }
+        // Asked while there is no server, answered by the one that comes back.
+        client.send("DEBUG DIGEST")?;
+        pair.restore(&images, &wants).with_context(|| format!("round {round}"))?;
+        ensure!(client.answer()? == after, "the data is not what it was");
+        ensure!(client.ask("INCR counter")?.parse::<u64>()? == count + 1, "a write was lost");
+        let there = Redis::connect(port)?.ask("DBSIZE")?;
+        ensure!(there == (keys + 1).to_string(), "{there} keys of {}", keys + 1);
+    }
+    say(&format!("{test}: restored {} times, {} keys, the same connection", pair.rounds(), keys + 1));
+    Ok(())
+}

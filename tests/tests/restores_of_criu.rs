@@ -1,0 +1,43 @@
+//! What Debian's `criu dump` dumped, memckpt restores, and the program goes on rightly.
+
+use anyhow::Result;
+use memckpt_tests::going_on;
+use memckpt_tests::pair::{Pair, Tool};
+use memckpt_tests::program::Program;
+
+const PAIR: Pair = Pair { dumper: Tool::Criu, restorer: Tool::Memckpt };
+
+#[test]
+fn a_ring_of_twenty_processes() -> Result<()> {
+    going_on::victim(PAIR, "a_ring_of_twenty_processes", "ring")
+}
+
+#[test]
+fn memory_that_is_checked() -> Result<()> {
+    going_on::victim(PAIR, "memory_that_is_checked", "memory")
+}
+
+#[test]
+fn a_shell_loop_that_writes_a_file() -> Result<()> {
+    going_on::program(PAIR, "a_shell_loop_that_writes_a_file", Program::shell_loop)
+}
+
+#[test]
+fn python_with_threads_a_pipe_a_timer_and_a_deleted_file() -> Result<()> {
+    going_on::program(PAIR, "python_with_threads_a_pipe_a_timer_and_a_deleted_file", Program::python)
+}
+
+#[test]
+fn terminals_of_its_own() -> Result<()> {
+    going_on::terminals(PAIR, "terminals_of_its_own")
+}
+
+#[test]
+fn the_job_of_a_shell() -> Result<()> {
+    going_on::shell_job(PAIR, "the_job_of_a_shell")
+}
+
+#[test]
+fn datagrams_that_go_outside() -> Result<()> {
+    going_on::outer_datagrams(PAIR, "datagrams_that_go_outside")
+}
