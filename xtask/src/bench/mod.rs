@@ -2,6 +2,7 @@
 
 mod place;
 mod redis;
+mod restore;
 mod scan;
 
 use std::process::ExitCode;
@@ -23,6 +24,8 @@ enum What {
     Scan(Place),
     /// What being watched costs redis-server, no checkpoint being taken.
     Redis(Place),
+    /// How long it takes to bring 1 GiB back, against a program that reads as much.
+    Restore(restore::Args),
 }
 
 /// `cargo xtask bench`.
@@ -30,6 +33,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.what {
         What::Scan(place) => scan::run(place),
         What::Redis(place) => redis::run(place),
+        What::Restore(args) => restore::run(args),
     }
 }
 

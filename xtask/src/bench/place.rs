@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::vm::{Guest, Kernel, Verdict, quote};
+use crate::vm::{Guest, Kernel, Time, Verdict, quote};
 use crate::{packages, workspace};
 
 #[derive(Debug, clap::Args)]
@@ -50,6 +50,7 @@ impl Place {
         let guest = Guest {
             kernel: self.kernel,
             memory: memory.to_owned(),
+            time: Time::Counted,
             timeout: Duration::from_secs(1800),
             script: format!(
                 "{} bench {bench} --programs {}\n",

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use self::plan::{Binary, Outcome, Plan, Record};
 use self::report::Report;
-use crate::vm::{GUEST_OUT, Guest, Kernel, Verdict};
+use crate::vm::{GUEST_OUT, Guest, Kernel, Time, Verdict};
 use crate::{packages, workspace};
 
 #[derive(Debug, clap::Args)]
@@ -182,6 +182,7 @@ fn on_guest(kernel: Kernel, xtask: &Path, plan: &Plan) -> Result<Vec<Record>> {
     let guest = Guest {
         kernel,
         memory: "4G".to_owned(),
+        time: Time::Real,
         timeout: Duration::from_mins(40),
         script: format!(
             "{} run-tests --plan {GUEST_OUT}/plan.json --results {GUEST_OUT}/results.jsonl\n",

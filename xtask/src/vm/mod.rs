@@ -38,6 +38,9 @@ pub(crate) struct Args {
     /// The guest's memory.
     #[arg(short, long, default_value = "4G")]
     memory: String,
+    /// What its clocks go by.
+    #[arg(long, value_enum, default_value = "real")]
+    time: Time,
     /// What to run, in the current directory; several words are quoted, one is a shell command line.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
@@ -53,6 +56,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let guest = Guest {
         kernel: args.kernel,
         memory: args.memory.clone(),
+        time: args.time,
         timeout: Duration::from_secs(args.timeout),
         script: format!("cd {}\n{command}\n", quote(&here.to_string_lossy())),
         files: Vec::new(),
@@ -76,6 +80,16 @@ pub(crate) fn quote(word: &str) -> String {
     }
 }
 
+/// What a guest's clocks go by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Time {
+    /// The machine's: emulation is faster or slower from one moment to the next, by a fifth and more.
+    #[default]
+    Real,
+    /// Instructions, of 2 ns each: what is measured depends on what the guest does only.
+    Counted,
+}
+
 /// One boot of a guest.
 #[derive(Debug)]
 pub(crate) struct Guest {
@@ -83,6 +97,8 @@ pub(crate) struct Guest {
     pub(crate) kernel: Kernel,
     /// The guest's memory, as QEMU writes it (`4G`).
     pub(crate) memory: String,
+    /// What its clocks go by.
+    pub(crate) time: Time,
     /// After this the guest is killed.
     pub(crate) timeout: Duration,
     /// A shell script.
@@ -172,6 +188,10 @@ impl Guest {
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
             .args(["-machine", "q35", "-accel", "tcg,thread=single,tb-size=512", "-smp", "2"])
+            .args(match self.time {
+                Time::Real => &[][..],
+                Time::Counted => &["-icount", "shift=1,sleep=off"],
+            })
             // Emulated `rep movsb` is ten times slower than what the kernel uses without it.
             .args(["-cpu", "max,la57=off,erms=off,fsrm=off", "-m", &self.memory])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-monitor", "none", "-net", "none"])

@@ -1,0 +1,132 @@
+//! `cargo xtask bench restore`: restoring 1 GiB takes no more than 1.3 times as long as a program that maps as much, faults it in, and
+//! reads the same pages from the same file.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::place::Place;
+use super::{median, word};
+use crate::process::{Memckpt, Partner};
+use crate::table;
+
+const MIB: usize = 1024;
+const PAGE: usize = 4096;
+/// Pairs of measurements, by turns; odd.
+const PAIRS: usize = 9;
+/// How much the plain program reads at once.
+const PIECE: usize = 1 << 20;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    place: Place,
+    /// Be the program that is compared with, reading this file.
+    #[arg(long, hide = true)]
+    plainly: Option<PathBuf>,
+}
+
+/// `cargo xtask bench restore`.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    if let Some(pages) = &args.plainly {
+        read_plainly(pages)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    // The process, its image, and the process again.
+    args.place.run("restore", "6G", &["memckpt-resident"], measure)
+}
+
+/// Maps as much as the file has, faults it in, and reads the file.
+fn read_plainly(pages: &Path) -> Result<()> {
+    let mut file = File::open(pages)?;
+    let len = usize::try_from(file.metadata()?.len())?;
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping, which is used as bytes only below.
+    let memory = unsafe {
+        let at = libc::mmap(std::ptr::null_mut(), len, prot, flags, -1, 0);
+        ensure!(at != libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());
+        std::slice::from_raw_parts_mut(at.cast::<u8>(), len)
+    };
+    for page in memory.chunks_mut(PAGE) {
+        page[0] = 1;
+    }
+    for piece in memory.chunks_mut(PIECE) {
+        file.read_exact(piece)?;
+    }
+    Ok(())
+}
+
+fn measure(programs: &Path) -> Result<bool> {
+    let memckpt = Memckpt::new(programs.join("memckpt"));
+    let base = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/dev/shm"), PathBuf::from);
+    let scratch = tempfile::Builder::new().prefix("memckpt-bench-").tempdir_in(base)?;
+    let images = scratch.path().to_str().context("a path that is no text")?;
+    let process = Partner::start(&programs.join("memckpt-resident"), &[&MIB.to_string()])?;
+    let pid: i32 = process.pid().parse()?;
+    memckpt.run(&["dump", "--shell-job", "-t", &process.pid(), "-D", images])?;
+    drop(process);
+    let pages = scratch.path().join("pages-1.img");
+
+    let mut rows = vec![["pair", "plain ms", "restore ms", "restore/plain"].map(str::to_owned).to_vec()];
+    let mut ratios = Vec::new();
+    // The first warms up.
+    for pair in 0..=PAIRS {
+        let (plain, restored) = if pair % 2 == 0 {
+            let plain = plain(&pages)?;
+            (plain, restore(&memckpt, images, pid)?)
+        } else {
+            let restored = restore(&memckpt, images, pid)?;
+            (plain(&pages)?, restored)
+        };
+        if pair > 0 {
+            let ratio = restored * 1000 / plain.max(1);
+            let shown = format!("{}.{:02}", ratio / 1000, ratio % 1000 / 10);
+            rows.push(vec![pair.to_string(), millis(plain), millis(restored), shown]);
+            ratios.push(ratio);
+        }
+    }
+    println!("{}", table::format(&rows));
+    let ratio = median(ratios);
+    let passed = ratio <= 1300;
+    println!(
+        "{}: 1 GiB is restored in {}.{:02} times the time that it takes to map, fault in and read it (at most 1.3)",
+        word(passed),
+        ratio / 1000,
+        ratio % 1000 / 10
+    );
+    Ok(passed)
+}
+
+/// Microseconds of the program that is compared with.
+fn plain(pages: &Path) -> Result<u64> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["bench", "restore", "--plainly"]).arg(pages);
+    let begun = Instant::now();
+    let status = command.status()?;
+    let took = begun.elapsed();
+    ensure!(status.success(), "the plain program fails ({status})");
+    Ok(u64::try_from(took.as_micros())?)
+}
+
+/// Microseconds of a restore. What comes back finds nobody at its pipes any more, and ends in order.
+fn restore(memckpt: &Memckpt, images: &str, pid: i32) -> Result<u64> {
+    let mut command = memckpt.command(&["restore", "--shell-job", "-d", "-S", "-D", images]);
+    command.stdin(Stdio::null());
+    let begun = Instant::now();
+    let status = command.status()?;
+    let took = begun.elapsed();
+    ensure!(status.success(), "memckpt restore fails ({status})");
+    let ended = waitpid(Pid::from_raw(pid), None).context("wait for the restored process")?;
+    ensure!(matches!(ended, WaitStatus::Exited(_, 0)), "the restored process ends so: {ended:?}");
+    Ok(u64::try_from(took.as_micros())?)
+}
+
+fn millis(micros: u64) -> String {
+    format!("{}.{}", micros / 1000, micros % 1000 / 100)
+}
