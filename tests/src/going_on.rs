@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
@@ -216,40 +216,130 @@ fn refused_without_external(program: &Program, images: &Path, inode: u64) -> Res
     Ok(())
 }
 
+/// A redis-server with a client of its own.
+struct Served {
+    server: Program,
+    client: Redis,
+    port: u16,
+}
+
+impl Served {
+    /// With so many keys of `size` bytes.
+    fn start(scratch: &Scratch, keys: u32, size: u32) -> Result<Self> {
+        // Free a moment ago.
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let mut command = Command::new("redis-server");
+        command.args(["--save", "", "--appendonly", "no", "--enable-debug-command", "yes", "--port"]);
+        command.arg(port.to_string()).current_dir(scratch.path());
+        let server = Program::spawn(command, scratch.path().join("none"))?;
+        let mut client = Redis::connect(port)?;
+        client.ask(&format!("DEBUG POPULATE {keys} key {size}"))?;
+        Ok(Self { server, client, port })
+    }
+
+    /// Dumps, which ends it, and restores; `meanwhile` is done in between.
+    fn once(
+        &mut self,
+        pair: Pair,
+        scratch: &Scratch,
+        round: u32,
+        meanwhile: impl FnOnce(&mut Redis) -> Result<()>,
+    ) -> Result<()> {
+        let wants = Wants { connections: true, ..Wants::default() };
+        let images = scratch.directory(&round.to_string())?;
+        pair.dump(self.server.pid, &images, &wants).with_context(|| format!("round {round}"))?;
+        if round == 0 {
+            self.server.ended()?;
+        }
+        meanwhile(&mut self.client)?;
+        pair.restore(&images, &wants).with_context(|| format!("round {round}"))?;
+        fs::remove_dir_all(&images)?;
+        Ok(())
+    }
+}
+
 /// redis-server with so many keys of 1 KiB; the same client goes on asking it.
 ///
 /// # Errors
 ///
 /// When a key is lost, or the client notices more than a delay.
 pub fn redis(pair: Pair, test: &str, keys: u32) -> Result<()> {
-    let wants = Wants { connections: true, ..Wants::default() };
     let Some(scratch) = pair.place(test)? else { return Ok(()) };
-    // Free a moment ago.
-    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let mut command = Command::new("redis-server");
-    command.args(["--save", "", "--appendonly", "no", "--enable-debug-command", "yes", "--port"]);
-    command.arg(port.to_string()).current_dir(scratch.path());
-    let mut server = Program::spawn(command, scratch.path().join("none"))?;
-    let mut client = Redis::connect(port)?;
-    client.ask(&format!("DEBUG POPULATE {keys} key 1024"))?;
-    for round in 0..pair.rounds() {
-        let digest = client.ask("DEBUG DIGEST")?;
-        let count: u64 = client.ask("INCR counter")?.parse()?;
-        let after = client.ask("DEBUG DIGEST")?;
+    let mut served = Served::start(&scratch, keys, 1024)?;
+    for round in 0..u32::try_from(pair.rounds())? {
+        let digest = served.client.ask("DEBUG DIGEST")?;
+        let count: u64 = served.client.ask("INCR counter")?.parse()?;
+        let after = served.client.ask("DEBUG DIGEST")?;
         ensure!(digest != after, "the digest says nothing");
-        let images = scratch.directory(&round.to_string())?;
-        pair.dump(server.pid, &images, &wants)?;
-        if round == 0 {
-            server.ended()?;
-        }
         // Asked while there is no server, answered by the one that comes back.
-        client.send("DEBUG DIGEST")?;
-        pair.restore(&images, &wants).with_context(|| format!("round {round}"))?;
-        ensure!(client.answer()? == after, "the data is not what it was");
-        ensure!(client.ask("INCR counter")?.parse::<u64>()? == count + 1, "a write was lost");
-        let there = Redis::connect(port)?.ask("DBSIZE")?;
+        served.once(pair, &scratch, round, |client| client.send("DEBUG DIGEST"))?;
+        ensure!(served.client.answer()? == after, "the data is not what it was");
+        ensure!(served.client.ask("INCR counter")?.parse::<u64>()? == count + 1, "a write was lost");
+        let there = Redis::connect(served.port)?.ask("DBSIZE")?;
         ensure!(there == (keys + 1).to_string(), "{there} keys of {}", keys + 1);
     }
     say(&format!("{test}: restored {} times, {} keys, the same connection", pair.rounds(), keys + 1));
     Ok(())
+}
+
+/// redis-server with so many keys, which redis-benchmark goes on asking over its connections, while it is dumped and restored `rounds` times.
+///
+/// # Errors
+///
+/// When a key is lost, or a client notices more than a delay.
+pub fn redis_under_load(pair: Pair, test: &str, keys: u32, rounds: u32) -> Result<()> {
+    let Some(scratch) = pair.place(test)? else { return Ok(()) };
+    let mut served = Served::start(&scratch, keys, 16)?;
+    let digest = served.client.ask("DEBUG DIGEST")?;
+    let output = scratch.path().join("benchmark");
+    // In a database of its own, until it is told to end.
+    let mut benchmark = Command::new("redis-benchmark")
+        .args(["-p", &served.port.to_string(), "--dbnum", "1", "-c", "8", "-r", "1000", "-n", "1000000000"])
+        .args(["-t", "incr"])
+        .stdin(Stdio::null())
+        .stdout(fs::File::create(&output)?)
+        .stderr(fs::File::options().append(true).open(&output)?)
+        .spawn()
+        .context("start redis-benchmark")?;
+    let mut go_on = || {
+        let mut served_so_far = 0;
+        for round in 0..rounds {
+            // It is being asked all the time.
+            let deadline = std::time::Instant::now() + PATIENCE;
+            loop {
+                let now = commands_served(&mut served.client)?;
+                if now > served_so_far + 1000 {
+                    served_so_far = now;
+                    break;
+                }
+                ensure!(std::time::Instant::now() < deadline, "round {round}: the benchmark asks no more");
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            served.once(pair, &scratch, round, |_| Ok(()))?;
+            ensure!(served.client.ask("DBSIZE")? == keys.to_string(), "round {round}: keys were lost");
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    let went_on = go_on();
+    let still_runs = benchmark.try_wait()?.is_none();
+    let _ = benchmark.kill();
+    let _ = benchmark.wait();
+    let said = fs::read_to_string(&output)?;
+    went_on.with_context(|| format!("redis-benchmark says {:?}", said.lines().last()))?;
+    ensure!(still_runs && !said.contains("rror"), "redis-benchmark has ended, or met an error: {said}");
+    // Without what the benchmark has counted.
+    for command in ["SELECT 1", "FLUSHDB", "SELECT 0"] {
+        served.client.ask(command)?;
+    }
+    ensure!(served.client.ask("DEBUG DIGEST")? == digest, "the data is not what it was");
+    say(&format!("{test}: restored {rounds} times under load, {keys} keys, the same connections"));
+    Ok(())
+}
+
+/// How many commands redis-server has processed.
+fn commands_served(client: &mut Redis) -> Result<u64> {
+    let info = client.bulk("INFO stats")?;
+    let line = info.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
+    line.and_then(|count| count.trim().parse().ok())
+        .context("redis-server does not say how many commands it has processed")
 }

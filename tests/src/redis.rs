@@ -1,6 +1,6 @@
 //! A client of redis-server.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -61,5 +61,20 @@ impl Redis {
     pub fn ask(&mut self, command: &str) -> Result<String> {
         self.send(command)?;
         self.answer()
+    }
+
+    /// Sends a command whose answer is one text of several lines, and gives that.
+    ///
+    /// # Errors
+    ///
+    /// When it does not come, or is an error.
+    pub fn bulk(&mut self, command: &str) -> Result<String> {
+        self.send(command)?;
+        let mut line = String::new();
+        self.0.read_line(&mut line).context("redis-server")?;
+        let len: usize = line.trim_end().strip_prefix('$').context("no text")?.parse()?;
+        let mut text = vec![0; len + 2];
+        self.0.read_exact(&mut text)?;
+        Ok(String::from_utf8(text)?)
     }
 }

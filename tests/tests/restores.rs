@@ -1,7 +1,7 @@
 //! What memckpt dumped, memckpt restores: the programs go on, and say themselves whether all is right.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::Command;
@@ -80,6 +80,14 @@ fn redis_with_data_and_a_connected_client() -> Result<()> {
     going_on::redis(PAIR, "redis_with_data_and_a_connected_client", 20_000)
 }
 
+/// A million keys, clients that do not stop asking, ten rounds of one process. A guest is emulated, and has a tenth of it.
+#[test]
+fn redis_under_load() -> Result<()> {
+    let guest = std::env::var("MEMCKPT_TEST_PLACE").is_ok_and(|place| place.starts_with("guest"));
+    let (keys, rounds) = if guest || quick() { (100_000, 3) } else { (1_000_000, 10) };
+    going_on::redis_under_load(PAIR, "redis_under_load", keys, rounds)
+}
+
 /// Another user's, with groups and a bounding set of its own: it checks them each round.
 #[test]
 fn a_program_without_rights() -> Result<()> {
@@ -139,6 +147,102 @@ fn a_pidfd_of_its_child() -> Result<()> {
         command.args(["-c", text]).arg(&output);
         Program::start(command, output)
     })
+}
+
+/// A program under a seccomp filter, which it checks each round.
+#[test]
+fn a_seccomp_filter() -> Result<()> {
+    going_on::program(PAIR, "a_seccomp_filter", |scratch| {
+        let output = scratch.path().join("output");
+        let mut command = Command::new("/usr/bin/python3");
+        command.args(["-c", include_str!("../victims/filtered.py")]).arg(&output);
+        Program::start(command, output)
+    })
+}
+
+/// What a parent and its children share of a mapping is shared after the restore, and what they have written is not: by its Pss in
+/// smaps, of each process.
+#[test]
+fn copy_on_write_stays_copy_on_write() -> Result<()> {
+    const NAME: &str = "copy_on_write_stays_copy_on_write";
+    let Some(scratch) = PAIR.place(NAME)? else { return Ok(()) };
+    let output = scratch.path().join("output");
+    let mut command = Command::new("/usr/bin/python3");
+    command.args(["-c", include_str!("../victims/sharing.py")]).arg(&output);
+    let mut program = Program::start(command, output.clone())?;
+    let mut pids = vec![program.pid];
+    for pid in fs::read_to_string(output.with_file_name("output.children"))?.split_whitespace() {
+        pids.push(pid.parse()?);
+    }
+    let measure = || pids.iter().map(|pid| shared_part(*pid)).collect::<Result<Vec<_>>>();
+    let at_first = measure()?;
+    let images = scratch.directory("images")?;
+    dump(&program, &images)?;
+    let before = program.ended()?;
+    memckpt(["restore", "-d", "-D"]).arg(&images).ok()?;
+    program.wait_for(before + 3)?;
+    let restored = measure()?;
+    say(&format!("{NAME}: Pss {at_first:?} kB before, {restored:?} kB after"));
+    for (before, after) in at_first.iter().zip(&restored) {
+        ensure!(
+            before.abs_diff(*after) * 100 <= *before,
+            "Pss {at_first:?} kB before, {restored:?} kB after"
+        );
+    }
+    Ok(())
+}
+
+/// The Pss of victim `sharing`'s mapping, in kB.
+fn shared_part(pid: i32) -> Result<u64> {
+    const SIZE: &str = "Size:              65536 kB";
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let (_, rest) = smaps.split_once(SIZE).context("no mapping of 64 MiB")?;
+    let line = rest.lines().find_map(|line| line.strip_prefix("Pss:")).context("no Pss")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+/// The vDSO in the images is another kernel's, as of a process that was moved: its functions lead to this kernel's, which lies elsewhere.
+#[test]
+fn the_vdso_of_another_kernel() -> Result<()> {
+    const NAME: &str = "the_vdso_of_another_kernel";
+    let Some(scratch) = PAIR.place(NAME)? else { return Ok(()) };
+    let output = scratch.path().join("output");
+    let mut command = Command::new("/usr/bin/python3");
+    command.args(["-c", include_str!("../victims/clocks.py")]).arg(&output);
+    let mut program = Program::start(command, output)?;
+    let (start, end) = vdso(program.pid)?;
+    let mut page = vec![0; 4096];
+    fs::File::open(format!("/proc/{}/mem", program.pid))?.read_exact_at(&mut page, start)?;
+    let images = scratch.directory("1")?;
+    dump(&program, &images)?;
+    let before = program.ended()?;
+    let pages = images.join("pages-1.img");
+    let mut stored = fs::read(&pages)?;
+    let at =
+        stored.chunks(4096).position(|stored| stored == page).context("its vDSO is not in the images")?;
+    // Padding of the ELF header, which means nothing.
+    stored[at * 4096 + 15] ^= 1;
+    fs::write(&pages, &stored)?;
+    memckpt(["restore", "-d", "-D"]).arg(&images).ok()?;
+    program.wait_for(before + 10)?;
+    let moved = vdso(program.pid)?;
+    ensure!(moved.0 >= end || moved.1 <= start, "the vDSO is where the other one was");
+    // As it is now it is dumped and restored like any other.
+    let images = scratch.directory("2")?;
+    dump(&program, &images)?;
+    let before = program.lines()?;
+    memckpt(["restore", "-d", "-D"]).arg(&images).ok()?;
+    program.wait_for(before + 10)?;
+    ensure!(vdso(program.pid)? == moved, "the vDSO has moved again");
+    Ok(())
+}
+
+/// Where a process has its vDSO.
+fn vdso(pid: i32) -> Result<(u64, u64)> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let line = maps.lines().find(|line| line.ends_with("[vdso]")).context("no vDSO")?;
+    let (start, end) = line.split(' ').next().and_then(|range| range.split_once('-')).context("no range")?;
+    Ok((u64::from_str_radix(start, 16)?, u64::from_str_radix(end, 16)?))
 }
 
 /// pre-dump, pre-dump, dump: pages come from all three.

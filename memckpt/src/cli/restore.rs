@@ -37,6 +37,9 @@ pub(crate) struct RestoreArgs {
     /// Connect again to a socket of a process outside, as the dump was told: unix[INODE]
     #[arg(long, value_name = "RESOURCE")]
     external: Vec<String>,
+    /// Read and check all images, and restore nothing
+    #[arg(long)]
+    dry_run: bool,
     /// Write the root's PID to FILE once it runs; relative to the work directory
     #[arg(long, value_name = "FILE")]
     pidfile: Option<PathBuf>,
@@ -44,6 +47,10 @@ pub(crate) struct RestoreArgs {
 
 /// Restores, and waits for the end unless told not to: then the exit code is the root's, or 128 and the signal that ended it.
 pub(crate) fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
+    if args.dry_run {
+        restore::read(&args.images_dir)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let request = Request {
         images_dir: args.images_dir.clone(),
         parent: if args.restore_sibling { Parent::Ours } else { Parent::Us },

@@ -56,6 +56,11 @@ impl Arena {
         self.range.start.get()
     }
 
+    /// A `syscall` instruction.
+    pub(super) fn syscall(&self) -> u64 {
+        self.code() + restorer::syscall()
+    }
+
     /// Where the list begins.
     pub(super) const fn list(&self) -> u64 {
         self.range.start.get() + LIST

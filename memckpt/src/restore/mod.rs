@@ -22,6 +22,8 @@ mod thread;
 mod tree;
 mod vdso;
 
+use std::path::Path;
+
 use crate::addr::{Addr, AddrRange};
 use crate::image::core::XsaveLayout;
 use crate::kernel::SyscallError;
@@ -32,6 +34,7 @@ use arena::Arena;
 use batch::Batch;
 use checkpoint::{Checkpoint, TASK_SIZE};
 use files::Opened;
+use sessions::Births;
 use tree::Tree;
 use vdso::KernelAreas;
 
@@ -47,14 +50,35 @@ pub fn run(request: &Request) -> Result<i32, RestoreError> {
     on_tracer_thread(|| restore(request))
 }
 
+/// Reads the checkpoint in `images` and all its parents as a restore does, and plans what it would do. Makes nothing.
+///
+/// # Errors
+/// Something is missing or damaged, or can be restored nowhere.
+pub fn read(images: &Path) -> Result<(), RestoreError> {
+    let checkpoint = Checkpoint::read(images)?;
+    files::read(&checkpoint)?;
+    Births::of(&checkpoint.processes)?;
+    for (process, alive) in checkpoint.alive() {
+        let parent = checkpoint.alive().find(|(parent, _)| parent.pid == process.ppid);
+        let steps = match parent {
+            None => memory::build(&alive.mm.vmas, &alive.memory),
+            Some((_, parent)) => memory::adapt(&parent.mm.vmas, &alive.mm.vmas, &alive.memory, |range| {
+                build::difference(&parent.memory, &alive.memory, range)
+            })?,
+        };
+        tracing::debug!(pid = process.pid, steps = steps.len(), "its memory is planned");
+    }
+    Ok(())
+}
+
 fn restore(request: &Request) -> Result<i32, RestoreError> {
     let checkpoint = Checkpoint::read(&request.images_dir)?;
     check::possible(&checkpoint, request)?;
     let (files, connections) = Opened::open(&checkpoint, request)?;
     let kernel = KernelAreas::ours()?;
-    let (arena, parking) = arena(&checkpoint, &kernel)?;
+    let (arena, parking, home) = arena(&checkpoint, &kernel)?;
 
-    let mut tree = Tree::new(&checkpoint, &files, &arena, &kernel, parking)?;
+    let mut tree = Tree::new(&checkpoint, &files, &arena, &kernel, parking, home)?;
     tree.plant(request.parent, request.shell_job)?;
     tree.zombies()?;
     files.terminals.foreground(&checkpoint, &tree.tasks)?;
@@ -111,17 +135,18 @@ fn restore(request: &Request) -> Result<i32, RestoreError> {
     Ok(checkpoint.root().pid)
 }
 
-/// The arena, and behind it room for the kernel's areas: where no process of the tree has anything, nor we.
-fn arena(checkpoint: &Checkpoint, kernel: &KernelAreas) -> Result<(Arena, Addr), RestoreError> {
+/// The arena, and behind it twice room for the kernel's areas, to park them and for good: where no process of the tree has
+/// anything, nor we.
+fn arena(checkpoint: &Checkpoint, kernel: &KernelAreas) -> Result<(Arena, Addr, Addr), RestoreError> {
     let ours = maps::read(std::process::id() as i32)?;
     let theirs = checkpoint.alive().flat_map(|(_, alive)| alive.ranges());
     let taken = theirs.chain(ours.iter().map(|vma| vma.range));
-    let len = arena::LEN + kernel.len();
+    let len = arena::LEN + 2 * kernel.len();
     let Some(hole) = place::hole(taken, len, TASK_SIZE) else {
         return Err(Refusal::Checkpoint("no address is free in all its processes".into()).into());
     };
     let range = AddrRange::with_len(hole.start, arena::LEN);
-    Ok((Arena::map(range)?, range.end))
+    Ok((Arena::map(range)?, range.end, range.end.saturating_add(kernel.len())))
 }
 
 fn set_oom_score(pid: i32, score: Option<i32>) -> Result<(), SyscallError> {

@@ -22,6 +22,8 @@ global_asm!(
     "   mov r10, [rbx + 32]",
     "   mov r8, [rbx + 40]",
     "   mov r9, [rbx + 48]",
+    ".globl memckpt_restorer_syscall",
+    "memckpt_restorer_syscall:",
     "   syscall",
     "   mov [rbx + 56], rax",
     "   cmp rax, -4095",
@@ -37,7 +39,13 @@ global_asm!(
 
 unsafe extern "C" {
     static memckpt_restorer_start: u8;
+    static memckpt_restorer_syscall: u8;
     static memckpt_restorer_end: u8;
+}
+
+/// Where the `syscall` instruction is in [`code`].
+pub(super) fn syscall() -> u64 {
+    ((&raw const memckpt_restorer_syscall).addr() - (&raw const memckpt_restorer_start).addr()) as u64
 }
 
 /// The code. It may lie anywhere.

@@ -94,17 +94,15 @@ impl<'a> Task<'a> {
         Ok((answers, children))
     }
 
-    /// Makes one call with the `syscall` instruction at `gadget`: the arena itself can be unmapped so. No signal is needed to
-    /// stop it.
-    pub(super) fn call_at(
+    /// Makes one call, and comes not back from it into the restorer: it can unmap that. No signal is needed to stop it.
+    pub(super) fn call_itself(
         &self,
-        gadget: u64,
         name: &'static str,
         number: i64,
         args: [u64; 6],
     ) -> Result<(), RestoreError> {
         let mut regs = ptrace::registers(self.tid)?;
-        (regs.rip, regs.rax, regs.orig_rax) = (gadget, number as u64, u64::MAX);
+        (regs.rip, regs.rax, regs.orig_rax) = (self.arena.syscall(), number as u64, u64::MAX);
         (regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9) =
             (args[0], args[1], args[2], args[3], args[4], args[5]);
         ptrace::set_registers(self.tid, &regs)?;

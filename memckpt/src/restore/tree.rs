@@ -16,7 +16,7 @@ use super::memory;
 use super::sessions::Births;
 use super::stub::{self, CloneArgs, Parent};
 use super::task::Task;
-use super::vdso::KernelAreas;
+use super::vdso::{KernelAreas, OldVdso, Place};
 
 /// RSEQ_FLAG_UNREGISTER of linux/rseq.h.
 const UNREGISTER: u64 = 1;
@@ -30,7 +30,7 @@ pub(super) struct Tree<'a> {
     /// Where the kernel's areas are while memory is made.
     parking: Addr,
     /// Where they belong in each process that has them.
-    places: BTreeMap<i32, Addr>,
+    places: BTreeMap<i32, Place>,
     births: Births,
     pub(super) tasks: BTreeMap<i32, Task<'a>>,
     released: bool,
@@ -43,12 +43,16 @@ impl<'a> Tree<'a> {
         arena: &'a Arena,
         kernel: &'a KernelAreas,
         parking: Addr,
+        home: Addr,
     ) -> Result<Self, RestoreError> {
         let births = Births::of(&checkpoint.processes)?;
         let tasks = BTreeMap::new();
         let mut places = BTreeMap::new();
         for (process, alive) in checkpoint.alive() {
-            let place = kernel.place_in(process.pid, &alive.mm.vmas, &alive.memory)?;
+            let place = kernel.place_in(process.pid, &alive.mm.vmas, &alive.memory, home)?;
+            if let Some(old) = place.as_ref().and_then(|place| place.old.as_ref()) {
+                check_threads(process.pid, alive, old)?;
+            }
             places.extend(place.map(|place| (process.pid, place)));
         }
         Ok(Self { checkpoint, files, arena, kernel, parking, places, births, tasks, released: false })
@@ -65,7 +69,7 @@ impl<'a> Tree<'a> {
         let mut batch = Batch::of(task);
         let steps = memory::build(&alive.mm.vmas, &alive.memory);
         build::build(root.pid, &steps, &alive.memory, self.files, &mut batch)?;
-        self.put_kernel_areas(self.places.get(&root.pid).copied(), &mut batch)?;
+        self.put_kernel_areas(root.pid, &mut batch)?;
         self.grow(root, alive)?;
         self.groups(own_group)
     }
@@ -91,10 +95,13 @@ impl<'a> Tree<'a> {
         batch.flush()
     }
 
-    /// From the parking to their place, if they have one.
-    fn put_kernel_areas(&self, place: Option<Addr>, batch: &mut Batch<'_>) -> Result<(), RestoreError> {
-        if let Some(place) = place {
-            self.kernel.move_to(self.parking, place, batch)?;
+    /// From the parking to their place in process `pid`, if they have one.
+    fn put_kernel_areas(&self, pid: i32, batch: &mut Batch<'_>) -> Result<(), RestoreError> {
+        if let Some(place) = self.places.get(&pid) {
+            self.kernel.move_to(self.parking, place.start, batch)?;
+            if let Some(old) = &place.old {
+                old.map(self.tasks[&pid], batch)?;
+            }
         }
         batch.flush()
     }
@@ -137,19 +144,20 @@ impl<'a> Tree<'a> {
         self.tasks.insert(child.pid, task);
         let State::Alive(alive) = &child.state else { return Ok(()) };
         let mut batch = Batch::of(task);
-        let theirs = self.places.get(&child.ppid).copied();
-        let place = self.places.get(&child.pid).copied();
-        if theirs != place
-            && let Some(theirs) = theirs
-        {
-            self.kernel.move_to(theirs, self.parking, &mut batch)?;
+        let theirs = self.places.get(&child.ppid);
+        let moves = theirs != self.places.get(&child.pid);
+        if moves && let Some(theirs) = theirs {
+            self.kernel.move_to(theirs.start, self.parking, &mut batch)?;
+            if let Some(old) = &theirs.old {
+                old.unmap(&mut batch)?;
+            }
         }
         let steps = memory::adapt(&parents.mm.vmas, &alive.mm.vmas, &alive.memory, |range| {
             build::difference(&parents.memory, &alive.memory, range)
         })?;
         build::build(child.pid, &steps, &alive.memory, self.files, &mut batch)?;
-        if theirs != place {
-            self.put_kernel_areas(place, &mut batch)?;
+        if moves {
+            self.put_kernel_areas(child.pid, &mut batch)?;
         }
         self.grow(child, alive)
     }
@@ -210,19 +218,16 @@ impl<'a> Tree<'a> {
     /// Unmaps the arena from process `pid`, which makes no lists any more. `trap`: what SIGTRAP does to it.
     pub(super) fn leave(&self, pid: i32, trap: Option<&[u8]>) -> Result<(), RestoreError> {
         let task = self.tasks[&pid];
-        let place = self.places.get(&pid);
-        let Some(gadget) = place.and_then(|place| self.kernel.syscall(*place)) else {
-            let what = "it has no vDSO, which memckpt does not restore yet".to_owned();
-            return Err(Refusal::State { pid, what }.into());
-        };
+        if !self.places.contains_key(&pid) {
+            self.kernel.unmap(self.parking, task)?;
+        }
         if let Some(trap) = trap {
             self.arena.write_data(trap);
             let args = [libc::SIGTRAP as u64, self.arena.data(), 0, 8, 0, 0];
-            task.call_at(gadget, "rt_sigaction", libc::SYS_rt_sigaction, args)?;
+            task.call_itself("rt_sigaction", libc::SYS_rt_sigaction, args)?;
         }
         let range = self.arena.range();
-        let args = [range.start.get(), range.len(), 0, 0, 0, 0];
-        task.call_at(gadget, "munmap", libc::SYS_munmap, args)
+        task.call_itself("munmap", libc::SYS_munmap, [range.start.get(), range.len(), 0, 0, 0, 0])
     }
 
     /// Lets all threads go at once. From here on they live, whatever becomes of us.
@@ -259,6 +264,20 @@ impl Drop for Tree<'_> {
         }
         for &pid in self.tasks.keys() {
             while matches!(made::wait(pid), Ok(event) if !matches!(event, Event::Ended(_))) {}
+        }
+    }
+}
+
+/// No thread may go on in the middle of a vDSO that is not this kernel's: the variables that it reads are gone.
+fn check_threads(pid: i32, alive: &Alive, old: &OldVdso) -> Result<(), Refusal> {
+    match alive.threads.iter().find(|thread| old.contains(thread.arch.gpregs.ip)) {
+        None => Ok(()),
+        Some(thread) => {
+            let what = format!(
+                "thread {} was just reading a clock in the vDSO of another kernel: dump it again, or restore it under that kernel",
+                thread.tid
+            );
+            Err(Refusal::State { pid, what })
         }
     }
 }

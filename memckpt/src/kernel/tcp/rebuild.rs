@@ -125,7 +125,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let server = listener.accept().unwrap().0;
-        let question = vec![7; 200_000];
+        let question = vec![7; 40_000];
         client.write_all(&question).unwrap();
         let mut seen = vec![0; question.len()];
         while server.peek(&mut seen).unwrap() < question.len() {}

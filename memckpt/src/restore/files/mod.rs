@@ -28,6 +28,7 @@ use shared::SharedObjects;
 use terminal::Terminals;
 
 pub(super) use lock::of_process as locks_of_process;
+pub(super) use opening::read;
 
 /// Descriptors at and above which ours are, so that no process's own number is among them.
 const LEAST: i32 = 1024;

@@ -33,6 +33,21 @@ pub(super) struct Opening<'a> {
     watches: Vec<(u32, InotifyFileEntry)>,
 }
 
+/// Reads what the images say of open files. Opens nothing.
+pub(in crate::restore) fn read(checkpoint: &Checkpoint) -> Result<(), RestoreError> {
+    let member = checkpoint.member();
+    Ghosts::read(member)?;
+    Pipes::read(member)?;
+    let terminals = Terminals::read(member)?;
+    UnixSockets::read(member)?;
+    for (process, alive) in checkpoint.alive() {
+        for id in used(alive) {
+            Late::of(checkpoint, &terminals, process.pid, checkpoint.file(process.pid, id)?)?;
+        }
+    }
+    Ok(())
+}
+
 impl Opened {
     /// Opens whatever a process of the tree has open or mapped; connections wait to be told to go on.
     pub(in crate::restore) fn open(

@@ -39,16 +39,21 @@ pub(in crate::restore::files) struct UnixSockets {
 }
 
 impl UnixSockets {
+    /// What waits to be read in them.
+    pub(in crate::restore::files) fn read(
+        member: &Member,
+    ) -> Result<Vec<(SkPacketEntry, Vec<u8>)>, RestoreError> {
+        let length = |entry: &SkPacketEntry| entry.length.into();
+        Ok(member.with_bytes(magic::SK_QUEUES, ImageKind::SkQueues, length)?)
+    }
+
     /// Makes all of them, empty.
     pub(in crate::restore::files) fn make(
         member: &Member,
         entries: impl Iterator<Item = UnixSkEntry>,
     ) -> Result<Self, RestoreError> {
-        let messages =
-            member.with_bytes(magic::SK_QUEUES, ImageKind::SkQueues, |entry: &SkPacketEntry| {
-                entry.length.into()
-            })?;
-        let mut sockets = Self { entries: entries.collect(), messages, ..Self::default() };
+        let mut sockets =
+            Self { entries: entries.collect(), messages: Self::read(member)?, ..Self::default() };
         let entries = std::mem::take(&mut sockets.entries);
         let own = || entries.iter().filter(|entry| entry.uflags & EXTERN == 0);
         for entry in own() {

@@ -1,0 +1,32 @@
+# Compares what the vDSO says of clocks with what system calls say: `clocks.py OUTPUT`. Each round writes `N ok` to OUTPUT, or what is wrong.
+import ctypes, itertools, os, sys, time
+
+CLOCK_GETTIME = 228
+libc = ctypes.CDLL(None)
+out = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+
+def asked(clock):
+    now = (ctypes.c_long * 2)()
+    libc.syscall(CLOCK_GETTIME, clock, now)
+    return now[0] + now[1] / 1e9
+
+
+def wrong():
+    # Realtime, monotonic, and both of their coarse forms.
+    for clock in (0, 1, 5, 6):
+        before, told, after = asked(clock), time.clock_gettime(clock), asked(clock)
+        if not before - 0.1 <= told <= after + 0.1:
+            return "clock %d: %f, %f, %f" % (clock, before, told, after)
+    if abs(libc.time(None) - asked(0)) > 1.5:
+        return "time"
+    if os.sched_getcpu() < 0 if hasattr(os, "sched_getcpu") else libc.sched_getcpu() < 0:
+        return "the processor"
+
+
+for number in itertools.count(1):
+    problem = wrong()
+    os.write(out, ("%d %s\n" % (number, problem or "ok")).encode())
+    if problem:
+        sys.exit(1)
+    time.sleep(0.02)
