@@ -80,6 +80,10 @@ impl Pair {
                 if wants.outer_socket.is_some() {
                     args.push("--ext-unix-sk".to_owned());
                 }
+                if wants.connections {
+                    // There need be no iptables.
+                    args.extend(["--network-lock", "nftables"].map(str::to_owned));
+                }
                 criu::run("dump", images, &args)?;
             }
         }

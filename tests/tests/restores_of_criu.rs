@@ -1,4 +1,5 @@
-//! What Debian's `criu dump` dumped, memckpt restores, and the program goes on rightly.
+//! What Debian's `criu dump` dumped, memckpt restores, and the program goes on rightly. Not a thread in a restartable sequence: that dump
+//! loses it, and `criu restore` does not bring it back either.
 
 use anyhow::Result;
 use memckpt_tests::going_on;
@@ -40,4 +41,24 @@ fn the_job_of_a_shell() -> Result<()> {
 #[test]
 fn datagrams_that_go_outside() -> Result<()> {
     going_on::outer_datagrams(PAIR, "datagrams_that_go_outside")
+}
+
+#[test]
+fn fifty_threads_blocked_in_different_calls() -> Result<()> {
+    going_on::victim(PAIR, "fifty_threads_blocked_in_different_calls", "patient")
+}
+
+#[test]
+fn one_of_every_kind_of_descriptor() -> Result<()> {
+    going_on::descriptors(PAIR, "one_of_every_kind_of_descriptor")
+}
+
+#[test]
+fn connections_whose_peers_wait() -> Result<()> {
+    going_on::connections(PAIR, "connections_whose_peers_wait")
+}
+
+#[test]
+fn redis_with_data_and_a_connected_client() -> Result<()> {
+    going_on::redis(PAIR, "redis_with_data_and_a_connected_client", 20_000)
 }

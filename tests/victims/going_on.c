@@ -5,6 +5,7 @@
  *   ring      20 processes in a ring of pipes, with memory that all share: a token goes round, and each adds to it; and two that
  *             have ended
  *   threads   50 threads, blocked in futex, poll, nanosleep and epoll_wait, are all woken each round, and none with an error
+ *   patient   the same, but a wait that a signal seems to have interrupted is begun again: CRIU's dump interrupts it
  *   sequence  a thread that is always in a restartable sequence is thrown out of it each round
  *   memory    64 MiB; each round some of it is written, and all of it is checked, and its advice */
 #define _GNU_SOURCE
@@ -105,6 +106,7 @@ static void ring(void) {
     }
 }
 
+static int patient;
 static atomic_int rounds, woken;
 static int wake[THREADS][2];
 
@@ -118,11 +120,13 @@ static void *blocked(void *argument) {
         switch (me % 4) {
         case 0:
             while (atomic_load(&rounds) == round)
-                if (syscall(SYS_futex, &rounds, FUTEX_WAIT, round, NULL, NULL, 0) && errno != EAGAIN) tell(round, "futex");
+                if (syscall(SYS_futex, &rounds, FUTEX_WAIT, round, NULL, NULL, 0) && errno != EAGAIN && !(patient && errno == EINTR))
+                    tell(round, "futex");
             break;
         case 1: {
             struct pollfd fd = {wake[me][0], POLLIN, 0};
-            if (poll(&fd, 1, -1) != 1) tell(round, "poll");
+            while (poll(&fd, 1, -1) != 1)
+                if (!(patient && errno == EINTR)) tell(round, "poll");
             if (read(wake[me][0], &byte, 1) != 1) tell(round, "poll without a byte");
             break;
         }
@@ -130,7 +134,8 @@ static void *blocked(void *argument) {
             while (atomic_load(&rounds) == round) nap(30000);
             break;
         default:
-            if (epoll_wait(set, &event, 1, -1) != 1) tell(round, "epoll_wait");
+            while (epoll_wait(set, &event, 1, -1) != 1)
+                if (!(patient && errno == EINTR)) tell(round, "epoll_wait");
             if (read(wake[me][0], &byte, 1) != 1) tell(round, "epoll without a byte");
         }
         atomic_fetch_add(&woken, 1);
@@ -258,6 +263,7 @@ int main(int argc, char **argv) {
     close(null);
     if (!strcmp(argv[1], "ring")) ring();
     else if (!strcmp(argv[1], "threads")) threads();
+    else if (!strcmp(argv[1], "patient")) patient = 1, threads();
     else if (!strcmp(argv[1], "sequence")) sequence();
     else if (!strcmp(argv[1], "memory")) memory();
     return 2;

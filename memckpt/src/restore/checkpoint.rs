@@ -207,7 +207,10 @@ fn alive(
         let what = format!("its first thread is {:?}", entry.threads.first());
         return Err(Refusal::State { pid, what }.into());
     }
-    let mut threads = vec![thread(member, pid, core)?];
+    let mut leader = thread(member, pid, core)?;
+    // CRIU tells the leader's mask with what belongs to the process.
+    leader.core.blk_sigset.get_or_insert(task.blk_sigset);
+    let mut threads = vec![leader];
     for tid in entry.threads.iter().skip(1) {
         let tid = *tid as i32;
         let core = member.core(tid)?.ok_or_else(|| missing(member, &magic::core_name(tid), ""))?;

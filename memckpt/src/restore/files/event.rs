@@ -61,11 +61,12 @@ fn make_timerfd(entry: &TimerfdEntry) -> Result<OwnedFd, SyscallError> {
     let fd = unsafe { libc::syscall(libc::SYS_timerfd_create, clock, libc::TFD_CLOEXEC) };
     let fd = made(fd, "timerfd_create")?;
     let failed = |call| SyscallError::last(call, "timerfd");
-    let mut value = libc::itimerspec {
-        it_interval: libc::timespec { tv_sec: entry.isec as i64, tv_nsec: entry.insec as i64 },
-        it_value: libc::timespec { tv_sec: entry.vsec as i64, tv_nsec: entry.vnsec as i64 },
-    };
-    let armed = (entry.vsec, entry.vnsec) != (0, 0);
+    // A periodic timer that has expired, unread, shows no time left to CRIU; set so, it would be disarmed.
+    let (left, interval) = ((entry.vsec, entry.vnsec), (entry.isec, entry.insec));
+    let left = if entry.ticks > 0 && left == (0, 0) { interval } else { left };
+    let timespec = |(sec, nsec)| libc::timespec { tv_sec: sec as i64, tv_nsec: nsec as i64 };
+    let mut value = libc::itimerspec { it_interval: timespec(interval), it_value: timespec(left) };
+    let armed = left != (0, 0);
     if armed && entry.settime_flags as i32 & libc::TFD_TIMER_ABSTIME != 0 {
         // The kernel tells what is left.
         let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
