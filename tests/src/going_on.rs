@@ -1,6 +1,7 @@
 //! Programs that are dumped and ended, restored, and go on: each says itself whether all is right.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -9,6 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 
 use crate::pair::{Pair, Tool, Wants};
 use crate::peer::Peer;
@@ -56,8 +58,13 @@ fn once(pair: Pair, program: &mut Program, scratch: &Scratch, round: usize, want
 /// # Errors
 ///
 /// When it does not go on rightly.
-pub fn program(pair: Pair, test: &str, start: impl Fn(&Scratch) -> Result<Program>) -> Result<()> {
-    rounds(pair, test, false, &Wants::default(), start)
+pub fn program(
+    pair: Pair,
+    test: &str,
+    wants: &Wants,
+    start: impl Fn(&Scratch) -> Result<Program>,
+) -> Result<()> {
+    rounds(pair, test, false, wants, start)
 }
 
 /// Victim `going_on` of this kind.
@@ -66,7 +73,7 @@ pub fn program(pair: Pair, test: &str, start: impl Fn(&Scratch) -> Result<Progra
 ///
 /// When it does not go on rightly.
 pub fn victim(pair: Pair, test: &str, kind: &str) -> Result<()> {
-    program(pair, test, |scratch| Program::victim(kind, scratch))
+    program(pair, test, &Wants::default(), |scratch| Program::victim(kind, scratch))
 }
 
 /// Each kind of descriptor, with what waits in it, its flags, its owner and its lock.
@@ -207,6 +214,44 @@ for number in itertools.count(1):
             expected += 1;
         }
     }
+    Ok(())
+}
+
+/// A program that writes to a pipe that somebody outside of the tree reads.
+///
+/// # Errors
+///
+/// When what it writes is lost.
+pub fn outer_pipe(pair: Pair, test: &str) -> Result<()> {
+    const TEXT: &str = r"
+import itertools, os, sys, time
+out = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+for number in itertools.count(1):
+    os.write(int(sys.argv[2]), b'%d\n' % number)
+    os.write(out, b'%d ok\n' % number)
+    time.sleep(0.02)
+";
+    let Some(scratch) = pair.place(test)? else { return Ok(()) };
+    let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    let inode = fs::metadata(format!("/proc/self/fd/{}", ours.as_raw_fd()))?.ino();
+    let wants = Wants { outer_pipe: Some((inode, theirs.as_raw_fd())), ..Wants::default() };
+    let output = scratch.path().join("output");
+    let mut command = Command::new("/usr/bin/python3");
+    command.arg("-c").arg(TEXT).arg(&output).arg(theirs.as_raw_fd().to_string());
+    let mut program = Program::start(command, output)?;
+    let mut lines = BufReader::new(fs::File::from(ours)).lines();
+    let mut expected = 1;
+    for round in 0..pair.rounds() {
+        let before = once(pair, &mut program, &scratch, round, &wants)?;
+        program.wait_for(before + 10).with_context(|| format!("round {round}, after {before} lines"))?;
+        while expected <= before + 10 {
+            let line = lines.next().context("the pipe is closed")??;
+            ensure!(line == expected.to_string(), "line {line} where {expected} was due");
+            expected += 1;
+        }
+    }
+    say(&format!("{test}: restored {} times, {expected} lines, none lost", pair.rounds()));
     Ok(())
 }
 

@@ -33,6 +33,8 @@ pub struct Wants {
     pub locks: bool,
     /// It is connected to the socket for datagrams with this inode, which is somebody else's.
     pub outer_socket: Option<u64>,
+    /// One of its pipes, with this inode, leads to us; we have this descriptor of it, which who restores inherits.
+    pub outer_pipe: Option<(u64, i32)>,
 }
 
 impl Pair {
@@ -70,6 +72,9 @@ impl Pair {
                 if let Some(inode) = wants.outer_socket {
                     args.extend(["--external".to_owned(), format!("unix[{inode}]")]);
                 }
+                if let Some((inode, _)) = wants.outer_pipe {
+                    args.extend(["--external".to_owned(), format!("pipe:[{inode}]")]);
+                }
                 // What that criu cannot read is left out, or named.
                 if self.restorer == Tool::Criu && (wants.connections || wants.locks) {
                     args.extend(["--criu-version", "3.17"].map(str::to_owned));
@@ -97,6 +102,9 @@ impl Pair {
     /// When that fails.
     pub fn restore(self, images: &Path, wants: &Wants) -> Result<()> {
         let mut args = vec!["-d".to_owned()];
+        if let Some((inode, fd)) = wants.outer_pipe {
+            args.extend(["--inherit-fd".to_owned(), format!("fd[{fd}]:pipe:[{inode}]")]);
+        }
         match self.restorer {
             Tool::Memckpt => {
                 if wants.connections {

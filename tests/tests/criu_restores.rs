@@ -32,12 +32,17 @@ fn memory_that_is_checked() -> Result<()> {
 
 #[test]
 fn a_shell_loop_that_writes_a_file() -> Result<()> {
-    going_on::program(PAIR, "a_shell_loop_that_writes_a_file", Program::shell_loop)
+    going_on::program(PAIR, "a_shell_loop_that_writes_a_file", &Wants::default(), Program::shell_loop)
 }
 
 #[test]
 fn python_with_threads_a_pipe_a_timer_and_a_deleted_file() -> Result<()> {
-    going_on::program(PAIR, "python_with_threads_a_pipe_a_timer_and_a_deleted_file", Program::python)
+    going_on::program(
+        PAIR,
+        "python_with_threads_a_pipe_a_timer_and_a_deleted_file",
+        &Wants::default(),
+        Program::python,
+    )
 }
 
 #[test]
@@ -58,6 +63,11 @@ fn the_job_of_a_shell() -> Result<()> {
 #[test]
 fn connections_whose_peers_wait() -> Result<()> {
     going_on::connections(PAIR, "connections_whose_peers_wait")
+}
+
+#[test]
+fn a_pipe_that_leads_outside() -> Result<()> {
+    going_on::outer_pipe(PAIR, "a_pipe_that_leads_outside")
 }
 
 #[test]

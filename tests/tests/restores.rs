@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use memckpt_tests::going_on;
-use memckpt_tests::pair::{Pair, Tool};
+use memckpt_tests::pair::{Pair, Tool, Wants};
 use memckpt_tests::program::{PATIENCE, Program};
 use memckpt_tests::{Scratch, is_root, memckpt, quick, say, skip};
 
@@ -42,12 +42,17 @@ fn memory_that_is_checked() -> Result<()> {
 
 #[test]
 fn a_shell_loop_that_writes_a_file() -> Result<()> {
-    going_on::program(PAIR, "a_shell_loop_that_writes_a_file", Program::shell_loop)
+    going_on::program(PAIR, "a_shell_loop_that_writes_a_file", &Wants::default(), Program::shell_loop)
 }
 
 #[test]
 fn python_with_threads_a_pipe_a_timer_and_a_deleted_file() -> Result<()> {
-    going_on::program(PAIR, "python_with_threads_a_pipe_a_timer_and_a_deleted_file", Program::python)
+    going_on::program(
+        PAIR,
+        "python_with_threads_a_pipe_a_timer_and_a_deleted_file",
+        &Wants::default(),
+        Program::python,
+    )
 }
 
 #[test]
@@ -71,6 +76,11 @@ fn connections_whose_peers_wait() -> Result<()> {
 }
 
 #[test]
+fn a_pipe_that_leads_outside() -> Result<()> {
+    going_on::outer_pipe(PAIR, "a_pipe_that_leads_outside")
+}
+
+#[test]
 fn datagrams_that_go_outside() -> Result<()> {
     going_on::outer_datagrams(PAIR, "datagrams_that_go_outside")
 }
@@ -91,7 +101,7 @@ fn redis_under_load() -> Result<()> {
 /// Another user's, with groups and a bounding set of its own: it checks them each round.
 #[test]
 fn a_program_without_rights() -> Result<()> {
-    going_on::program(PAIR, "a_program_without_rights", |scratch| {
+    going_on::program(PAIR, "a_program_without_rights", &Wants::default(), |scratch| {
         let output = scratch.path().join("output");
         fs::write(&output, "")?;
         fs::set_permissions(&output, fs::Permissions::from_mode(0o666))?;
@@ -113,7 +123,7 @@ fn a_program_without_rights() -> Result<()> {
 /// A file of its own in /proc, which is there only once the process is.
 #[test]
 fn its_own_status() -> Result<()> {
-    going_on::program(PAIR, "its_own_status", |scratch| {
+    going_on::program(PAIR, "its_own_status", &Wants::default(), |scratch| {
         let output = scratch.path().join("output");
         let text = "import itertools, os, sys, time\n\
             status = open('/proc/self/status')\n\
@@ -131,7 +141,7 @@ fn its_own_status() -> Result<()> {
 /// A descriptor of its child, which is there only once the child is.
 #[test]
 fn a_pidfd_of_its_child() -> Result<()> {
-    going_on::program(PAIR, "a_pidfd_of_its_child", |scratch| {
+    going_on::program(PAIR, "a_pidfd_of_its_child", &Wants::default(), |scratch| {
         let output = scratch.path().join("output");
         let text = "import itertools, os, select, signal, sys, time\n\
             child = os.fork()\n\
@@ -152,7 +162,7 @@ fn a_pidfd_of_its_child() -> Result<()> {
 /// A program under a seccomp filter, which it checks each round.
 #[test]
 fn a_seccomp_filter() -> Result<()> {
-    going_on::program(PAIR, "a_seccomp_filter", |scratch| {
+    going_on::program(PAIR, "a_seccomp_filter", &Wants::default(), |scratch| {
         let output = scratch.path().join("output");
         let mut command = Command::new("/usr/bin/python3");
         command.args(["-c", include_str!("../victims/filtered.py")]).arg(&output);

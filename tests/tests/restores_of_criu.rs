@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 use memckpt_tests::going_on;
-use memckpt_tests::pair::{Pair, Tool};
+use memckpt_tests::pair::{Pair, Tool, Wants};
 use memckpt_tests::program::Program;
 
 const PAIR: Pair = Pair { dumper: Tool::Criu, restorer: Tool::Memckpt };
@@ -20,12 +20,17 @@ fn memory_that_is_checked() -> Result<()> {
 
 #[test]
 fn a_shell_loop_that_writes_a_file() -> Result<()> {
-    going_on::program(PAIR, "a_shell_loop_that_writes_a_file", Program::shell_loop)
+    going_on::program(PAIR, "a_shell_loop_that_writes_a_file", &Wants::default(), Program::shell_loop)
 }
 
 #[test]
 fn python_with_threads_a_pipe_a_timer_and_a_deleted_file() -> Result<()> {
-    going_on::program(PAIR, "python_with_threads_a_pipe_a_timer_and_a_deleted_file", Program::python)
+    going_on::program(
+        PAIR,
+        "python_with_threads_a_pipe_a_timer_and_a_deleted_file",
+        &Wants::default(),
+        Program::python,
+    )
 }
 
 #[test]
@@ -36,6 +41,11 @@ fn terminals_of_its_own() -> Result<()> {
 #[test]
 fn the_job_of_a_shell() -> Result<()> {
     going_on::shell_job(PAIR, "the_job_of_a_shell")
+}
+
+#[test]
+fn a_pipe_that_leads_outside() -> Result<()> {
+    going_on::outer_pipe(PAIR, "a_pipe_that_leads_outside")
 }
 
 #[test]

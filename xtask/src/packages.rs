@@ -38,6 +38,8 @@ pub(crate) const TEST: &[Tool] = &[
     tool("redis-benchmark", "redis-tools"),
     tool("mount", "mount"),
     tool("/usr/bin/python3", "python3"),
+    tool("java", "default-jre-headless"),
+    tool("node", "nodejs"),
 ];
 
 /// Installs the packages of those `tools` that are missing.

@@ -182,7 +182,7 @@ fn size(text: &str) -> Result<u64, String> {
     bytes.ok_or_else(|| "a number of bytes, as 1048576 or 1M".to_owned())
 }
 
-fn external(text: &str) -> Result<String, String> {
+pub(super) fn external(text: &str) -> Result<String, String> {
     let rest = text.strip_prefix("pipe:[").or_else(|| text.strip_prefix("unix["));
     let inode = rest.and_then(|rest| rest.strip_suffix(']'));
     match inode.map(str::parse::<u64>) {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Args;
-use memckpt::restore::{self, Parent, Request};
+use memckpt::restore::{self, Inherited, Parent, Request};
 use nix::errno::Errno;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -35,8 +35,12 @@ pub(crate) struct RestoreArgs {
     #[arg(long)]
     tcp_established: bool,
     /// Connect again to a socket of a process outside, as the dump was told: unix[INODE]
-    #[arg(long, value_name = "RESOURCE")]
+    #[arg(long, value_name = "NAME", value_parser = super::dump::external)]
     external: Vec<String>,
+    /// Give the tree a pipe of the caller's in the place of one that leads out of it: fd[N]:pipe:[INODE], where N is the
+    /// caller's descriptor
+    #[arg(long, value_name = "FD", value_parser = inherited)]
+    inherit_fd: Vec<Inherited>,
     /// Read and check all images, and restore nothing
     #[arg(long)]
     dry_run: bool,
@@ -58,6 +62,7 @@ pub(crate) fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
         shell_job: args.shell_job,
         tcp_established: args.tcp_established,
         external: args.external.clone(),
+        inherited: args.inherit_fd.clone(),
     };
     let pid = restore::run(&request)?;
     if let Some(file) = &args.pidfile {
@@ -79,4 +84,13 @@ pub(crate) fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
             }
         }
     }
+}
+
+fn inherited(text: &str) -> Result<Inherited, String> {
+    let parts = text.strip_prefix("fd[").and_then(|rest| rest.split_once("]:"));
+    let parsed = parts.and_then(|(fd, resource)| {
+        let is_pipe = resource.starts_with("pipe:[") && resource.ends_with(']');
+        is_pipe.then_some(Inherited { fd: fd.parse().ok()?, resource: resource.to_owned() })
+    });
+    parsed.ok_or_else(|| "what can be given is a pipe, as fd[N]:pipe:[INODE]".to_owned())
 }

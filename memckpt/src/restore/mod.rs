@@ -39,7 +39,7 @@ use tree::Tree;
 use vdso::KernelAreas;
 
 pub use error::{Refusal, RestoreError};
-pub use request::Request;
+pub use request::{Inherited, Request};
 pub use stub::Parent;
 
 /// Restores the checkpoint of `request`. The tree runs then, or stands as it did; gives the PID of its root.

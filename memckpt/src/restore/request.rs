@@ -1,5 +1,6 @@
 //! What is to be restored, and how.
 
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use super::stub::Parent;
@@ -19,4 +20,15 @@ pub struct Request {
     pub tcp_established: bool,
     /// Resources outside of the tree that may be connected to again, as the dump has named them: `unix[INODE]`.
     pub external: Vec<String>,
+    /// Descriptors of ours that the tree gets in the place of its own.
+    pub inherited: Vec<Inherited>,
+}
+
+/// A descriptor of ours that the tree gets in the place of one that leads out of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inherited {
+    /// Ours.
+    pub fd: RawFd,
+    /// What it takes the place of: `pipe:[INODE]`, as the dump has named it.
+    pub resource: String,
 }

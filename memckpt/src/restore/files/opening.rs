@@ -132,7 +132,12 @@ impl Opening<'_> {
             return self.path(process.pid, reg);
         }
         if let Some(pipe) = &entry.pipe {
-            return self.pipes.pipe(pipe);
+            let resource = format!("pipe:[{}]", pipe.pipe_id);
+            let given = self.request.inherited.iter().find(|given| given.resource == resource);
+            return match given {
+                Some(given) => self.pipes.given(process.pid, pipe, given.fd),
+                None => self.pipes.pipe(pipe),
+            };
         }
         if let Some(fifo) = &entry.fifo {
             let path = fifo.regf_id.and_then(|id| self.checkpoint.files.get(&id)?.reg.as_ref());

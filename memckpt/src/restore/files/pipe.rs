@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::Write as _;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::Mode;
@@ -54,6 +54,33 @@ impl Pipes {
         // One opening each: their flags are their own.
         let end = if access == libc::O_RDONLY { read } else { write };
         let fd = reopen(end.as_fd(), access | libc::O_NONBLOCK)?;
+        set_flags(&fd, entry.flags)?;
+        Ok(fd)
+    }
+
+    /// One end, which is one of the pipe that descriptor `ours` is of.
+    pub(super) fn given(&self, pid: i32, entry: &PipeEntry, ours: RawFd) -> Result<OwnedFd, RestoreError> {
+        let refused =
+            |reason: String| Refusal::File { pid, what: format!("pipe:[{}]", entry.pipe_id), reason }.into();
+        let waits = self.contents.get(&entry.pipe_id).map_or(0, |(_, bytes)| bytes.len());
+        if waits > 0 {
+            return Err(refused(format!(
+                "holds {waits} bytes, which cannot be put into another: leave --inherit-fd out"
+            )));
+        }
+        let flags = entry.flags as i32 & libc::O_ACCMODE | libc::O_NONBLOCK;
+        let path = format!("/proc/self/fd/{ours}");
+        match std::fs::read_link(&path) {
+            Ok(link) if link.to_str().is_some_and(|link| link.starts_with("pipe:[")) => {}
+            _ => {
+                return Err(refused(format!(
+                    "cannot become descriptor {ours}: that is no pipe of the caller's"
+                )));
+            }
+        }
+        let flags = OFlag::from_bits_retain(flags | libc::O_CLOEXEC);
+        let fd = nix::fcntl::open(path.as_str(), flags, Mode::empty())
+            .map_err(|e| SyscallError::new("open", path, e))?;
         set_flags(&fd, entry.flags)?;
         Ok(fd)
     }
