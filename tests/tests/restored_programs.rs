@@ -30,7 +30,7 @@ fn sqlite_in_a_transaction() -> Result<()> {
 #[test]
 fn python_with_large_buffers() -> Result<()> {
     let guest = std::env::var("MEMCKPT_TEST_PLACE").is_ok_and(|place| place.starts_with("guest"));
-    let kib = if guest { "64" } else { "8192" };
+    let kib = if guest { "64" } else { "4096" };
     going_on::program(PAIR, "python_with_large_buffers", &Wants::default(), |scratch| {
         let output = scratch.path().join("output");
         let mut command = Command::new("/usr/bin/python3");
