@@ -304,7 +304,9 @@ fn killed_while_messages_are_looked_at() -> Result<()> {
     command.arg(&output).arg(scratch.path());
     let program = Program::start(command, output)?;
     let pid = program.pid.to_string();
+    // At rest, since it takes the messages out and puts them in again: then there would be nothing to look at.
     let dump = |moment: u64| {
+        program.come_to_rest(scratch.path())?;
         let images = scratch.directory(&moment.to_string())?;
         Ok(memckpt(["dump", "--leave-running", "--file-locks", "-t", &pid, "-D"]).arg(images))
     };
@@ -313,7 +315,10 @@ fn killed_while_messages_are_looked_at() -> Result<()> {
             && (regs.rsi, regs.rdx) == (libc::SOL_SOCKET as u64, SO_PEEK_OFF)
     };
     // The victim looks whether it is set, and that all messages are there.
-    let moments = at_each_moment(dump, sets_it, || program.wait_for(program.lines()? + 3))?;
+    let moments = at_each_moment(dump, sets_it, || {
+        std::fs::remove_file(scratch.path().join("hold"))?;
+        program.wait_for(program.lines()? + 3)
+    })?;
     // Three sockets, each time before and after.
     ensure!(moments >= 4, "only {moments} moments");
     Ok(())
