@@ -18,6 +18,18 @@ use crate::program::{PATIENCE, Program};
 use crate::redis::Redis;
 use crate::{Scratch, memckpt, say, victim};
 
+/// Tests that are one of the programs below each, of a pair: `fn NAME() PROGRAM(ARGUMENTS);`.
+#[macro_export]
+macro_rules! goes_on {
+    ($pair:expr; $($(#[$comment:meta])* fn $name:ident() $program:ident($($argument:expr),*);)*) => {$(
+        $(#[$comment])*
+        #[test]
+        fn $name() -> anyhow::Result<()> {
+            $crate::going_on::$program($pair, stringify!($name) $(, $argument)*)
+        }
+    )*};
+}
+
 /// Dumps, restores and lets go on, round after round. `at_rest`: it is dumped while it rests, for what it does has moments that cannot be
 /// kept.
 fn rounds(
@@ -33,7 +45,7 @@ fn rounds(
         if at_rest {
             program.come_to_rest(scratch.path())?;
         }
-        let before = once(pair, &mut program, &scratch, round, wants)?;
+        let before = once(pair, &mut program, &scratch, round, wants, || Ok(()))?;
         if at_rest {
             fs::remove_file(scratch.path().join("hold"))?;
         }
@@ -44,11 +56,19 @@ fn rounds(
     Ok(())
 }
 
-/// Dumps and restores; how many lines there were in between.
-fn once(pair: Pair, program: &mut Program, scratch: &Scratch, round: usize, wants: &Wants) -> Result<usize> {
+/// Dumps, which ends it, and restores; `meanwhile` is done in between. How many lines there were then.
+fn once(
+    pair: Pair,
+    program: &mut Program,
+    scratch: &Scratch,
+    round: usize,
+    wants: &Wants,
+    meanwhile: impl FnOnce() -> Result<()>,
+) -> Result<usize> {
     let images = scratch.directory(&round.to_string())?;
     pair.dump(program.pid, &images, wants).with_context(|| format!("round {round}"))?;
     let before = if round == 0 { program.ended()? } else { program.lines()? };
+    meanwhile()?;
     pair.restore(&images, wants).with_context(|| format!("round {round}"))?;
     Ok(before)
 }
@@ -101,10 +121,7 @@ pub fn descriptors(pair: Pair, test: &str) -> Result<()> {
 /// When it does not go on rightly.
 pub fn terminals(pair: Pair, test: &str) -> Result<()> {
     rounds(pair, test, true, &Wants::default(), |scratch| {
-        let output = scratch.path().join("output");
-        let mut command = Command::new("/usr/bin/python3");
-        command.arg("-c").arg(include_str!("../victims/terminals.py")).arg(&output).arg(scratch.path());
-        Program::start(command, output)
+        Program::script("terminals.py", scratch, &[scratch.path().as_os_str()])
     })
 }
 
@@ -149,12 +166,8 @@ pub fn connections(pair: Pair, test: &str) -> Result<()> {
             (0..4).map(|n| Peer::connect(&program.output, n % 2 == 0)).collect::<Result<Vec<_>>>()?;
         for round in 0..pair.rounds() {
             ensure!(peers[0].fill()? > 100_000, "hardly anything is on its way");
-            let images = scratch.directory(&round.to_string())?;
-            pair.dump(program.pid, &images, &wants)?;
-            let before = if round == 0 { program.ended()? } else { program.lines()? };
             // One that sends meanwhile, unheard.
-            peers[1].send(1000)?;
-            pair.restore(&images, &wants).with_context(|| format!("round {round}"))?;
+            let before = once(pair, &mut program, &scratch, round, &wants, || peers[1].send(1000))?;
             program.wait_for(before + 10).with_context(|| format!("round {round}, after {before} lines"))?;
             for (n, peer) in peers.iter_mut().enumerate() {
                 peer.receive().with_context(|| format!("round {round}, connection {n}"))?;
@@ -204,17 +217,30 @@ for number in itertools.count(1):
             }
         }
     });
-    let mut expected = 1;
+    all_arrives(pair, &mut program, &scratch, &wants, || Ok(received.recv_timeout(PATIENCE)?))?;
+    Ok(())
+}
+
+/// Dumps, restores and lets go on a program that tells somebody outside the number of each line before it writes it; `next` is what came
+/// there next. How many came.
+fn all_arrives(
+    pair: Pair,
+    program: &mut Program,
+    scratch: &Scratch,
+    wants: &Wants,
+    mut next: impl FnMut() -> Result<String>,
+) -> Result<usize> {
+    let mut arrived = 0;
     for round in 0..pair.rounds() {
-        let before = once(pair, &mut program, &scratch, round, &wants)?;
+        let before = once(pair, program, scratch, round, wants, || Ok(()))?;
         program.wait_for(before + 10).with_context(|| format!("round {round}, after {before} lines"))?;
-        while expected <= before + 10 {
-            let got = received.recv_timeout(PATIENCE)?;
-            ensure!(got == expected.to_string(), "datagram {got} where {expected} was due");
-            expected += 1;
+        while arrived < before + 10 {
+            arrived += 1;
+            let got = next()?;
+            ensure!(got == arrived.to_string(), "{got} came where {arrived} was due");
         }
     }
-    Ok(())
+    Ok(arrived)
 }
 
 /// A program that writes to a pipe that somebody outside of the tree reads.
@@ -241,17 +267,9 @@ for number in itertools.count(1):
     command.arg("-c").arg(TEXT).arg(&output).arg(theirs.as_raw_fd().to_string());
     let mut program = Program::start(command, output)?;
     let mut lines = BufReader::new(fs::File::from(ours)).lines();
-    let mut expected = 1;
-    for round in 0..pair.rounds() {
-        let before = once(pair, &mut program, &scratch, round, &wants)?;
-        program.wait_for(before + 10).with_context(|| format!("round {round}, after {before} lines"))?;
-        while expected <= before + 10 {
-            let line = lines.next().context("the pipe is closed")??;
-            ensure!(line == expected.to_string(), "line {line} where {expected} was due");
-            expected += 1;
-        }
-    }
-    say(&format!("{test}: restored {} times, {expected} lines, none lost", pair.rounds()));
+    let next = || Ok(lines.next().context("the pipe is closed")??);
+    let count = all_arrives(pair, &mut program, &scratch, &wants, next)?;
+    say(&format!("{test}: restored {} times, {count} lines, none lost", pair.rounds()));
     Ok(())
 }
 
@@ -282,23 +300,17 @@ impl Served {
         Ok(Self { server, client, port })
     }
 
-    /// Dumps, which ends it, and restores; `meanwhile` is done in between.
+    /// As [`once`]; the images are removed.
     fn once(
         &mut self,
         pair: Pair,
         scratch: &Scratch,
-        round: u32,
+        round: usize,
         meanwhile: impl FnOnce(&mut Redis) -> Result<()>,
     ) -> Result<()> {
         let wants = Wants { connections: true, ..Wants::default() };
-        let images = scratch.directory(&round.to_string())?;
-        pair.dump(self.server.pid, &images, &wants).with_context(|| format!("round {round}"))?;
-        if round == 0 {
-            self.server.ended()?;
-        }
-        meanwhile(&mut self.client)?;
-        pair.restore(&images, &wants).with_context(|| format!("round {round}"))?;
-        fs::remove_dir_all(&images)?;
+        once(pair, &mut self.server, scratch, round, &wants, || meanwhile(&mut self.client))?;
+        fs::remove_dir_all(scratch.path().join(round.to_string()))?;
         Ok(())
     }
 }
@@ -311,7 +323,7 @@ impl Served {
 pub fn redis(pair: Pair, test: &str, keys: u32) -> Result<()> {
     let Some(scratch) = pair.place(test)? else { return Ok(()) };
     let mut served = Served::start(&scratch, keys, 1024)?;
-    for round in 0..u32::try_from(pair.rounds())? {
+    for round in 0..pair.rounds() {
         let digest = served.client.ask("DEBUG DIGEST")?;
         let count: u64 = served.client.ask("INCR counter")?.parse()?;
         let after = served.client.ask("DEBUG DIGEST")?;
@@ -332,7 +344,7 @@ pub fn redis(pair: Pair, test: &str, keys: u32) -> Result<()> {
 /// # Errors
 ///
 /// When a key is lost, or a client notices more than a delay.
-pub fn redis_under_load(pair: Pair, test: &str, keys: u32, rounds: u32) -> Result<()> {
+pub fn redis_under_load(pair: Pair, test: &str, keys: u32, rounds: usize) -> Result<()> {
     let Some(scratch) = pair.place(test)? else { return Ok(()) };
     let mut served = Served::start(&scratch, keys, 16)?;
     let digest = served.client.ask("DEBUG DIGEST")?;

@@ -49,6 +49,12 @@ pub fn quick() -> bool {
     std::env::var_os("MEMCKPT_TEST_QUICK").is_some()
 }
 
+/// Whether we are in a guest, which is emulated.
+#[must_use]
+pub fn in_guest() -> bool {
+    std::env::var("MEMCKPT_TEST_PLACE").is_ok_and(|place| place.starts_with("guest"))
+}
+
 /// Whether we are root.
 #[must_use]
 pub fn is_root() -> bool {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::{Scratch, criu, is_root, memckpt};
+use crate::{Scratch, criu, in_guest, is_root, memckpt};
 
 /// A checkpointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +53,8 @@ impl Pair {
     /// How many times a program goes on after another: each is dumped as the last one was restored. Guests are slow.
     #[must_use]
     pub fn rounds(self) -> usize {
-        let guest = std::env::var("MEMCKPT_TEST_PLACE").is_ok_and(|place| place.starts_with("guest"));
         match (self.dumper, self.restorer) {
-            (Tool::Memckpt, Tool::Memckpt) if !guest => 5,
+            (Tool::Memckpt, Tool::Memckpt) if !in_guest() => 5,
             _ => 3,
         }
     }

@@ -1,5 +1,6 @@
 //! Programs that go on after a restore: each shows in a file how far it is, by lines of `N ok`.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -78,17 +79,26 @@ impl Program {
         Program::start(command, output)
     }
 
+    /// Victim `name` in Python, with these arguments behind its output.
+    ///
+    /// # Errors
+    ///
+    /// As [`Program::start`].
+    pub fn script(name: &str, scratch: &Scratch, arguments: &[&OsStr]) -> Result<Self> {
+        let output = scratch.path().join("output");
+        let mut command = Command::new("/usr/bin/python3");
+        // What they share is compiled each time: nothing is left beside it.
+        command.arg("-B").arg(victim::source(name)).arg(&output).args(arguments);
+        Self::start(command, output)
+    }
+
     /// Victim `going_on.py`: threads, a pipe, a timer, a deleted file.
     ///
     /// # Errors
     ///
     /// As [`Program::start`].
     pub fn python(scratch: &Scratch) -> Result<Self> {
-        let output = scratch.path().join("output");
-        let deleted = scratch.path().join("deleted");
-        let mut command = Command::new("/usr/bin/python3");
-        command.arg("-c").arg(include_str!("../victims/going_on.py")).arg(&output).arg(&deleted);
-        Program::start(command, output)
+        Self::script("going_on.py", scratch, &[scratch.path().join("deleted").as_os_str()])
     }
 
     /// Its lines so far.

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -27,6 +27,12 @@ pub struct Victim {
 #[must_use]
 pub fn program(name: &str) -> PathBuf {
     PathBuf::from(env!("MEMCKPT_VICTIMS")).join(name)
+}
+
+/// Where victim `name` is that needs no compiler.
+#[must_use]
+pub fn source(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("victims").join(name)
 }
 
 impl Victim {

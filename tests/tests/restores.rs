@@ -8,93 +8,37 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use memckpt_tests::going_on;
 use memckpt_tests::pair::{Pair, Tool, Wants};
 use memckpt_tests::program::{PATIENCE, Program};
-use memckpt_tests::{Scratch, is_root, memckpt, quick, say, skip};
+use memckpt_tests::{goes_on, going_on, in_guest, memckpt, quick, say};
 
 const PAIR: Pair = Pair { dumper: Tool::Memckpt, restorer: Tool::Memckpt };
+
+goes_on! { PAIR;
+    fn a_ring_of_twenty_processes_and_two_zombies() victim("ring");
+    fn fifty_threads_blocked_in_different_calls() victim("threads");
+    fn a_thread_in_a_restartable_sequence() victim("sequence");
+    fn memory_that_is_checked() victim("memory");
+    fn a_shell_loop_that_writes_a_file() program(&Wants::default(), Program::shell_loop);
+    fn python_with_threads_a_pipe_a_timer_and_a_deleted_file() program(&Wants::default(), Program::python);
+    fn one_of_every_kind_of_descriptor() descriptors();
+    fn terminals_of_its_own() terminals();
+    fn the_job_of_a_shell() shell_job();
+    fn connections_whose_peers_wait() connections();
+    fn a_pipe_that_leads_outside() outer_pipe();
+    fn datagrams_that_go_outside() outer_datagrams();
+    fn redis_with_data_and_a_connected_client() redis(20_000);
+}
 
 fn dump(program: &Program, images: &Path) -> Result<()> {
     memckpt(["dump", "-t", &program.pid.to_string(), "-D"]).arg(images).ok()?;
     Ok(())
 }
 
-#[test]
-fn a_ring_of_twenty_processes_and_two_zombies() -> Result<()> {
-    going_on::victim(PAIR, "a_ring_of_twenty_processes_and_two_zombies", "ring")
-}
-
-#[test]
-fn fifty_threads_blocked_in_different_calls() -> Result<()> {
-    going_on::victim(PAIR, "fifty_threads_blocked_in_different_calls", "threads")
-}
-
-#[test]
-fn a_thread_in_a_restartable_sequence() -> Result<()> {
-    going_on::victim(PAIR, "a_thread_in_a_restartable_sequence", "sequence")
-}
-
-#[test]
-fn memory_that_is_checked() -> Result<()> {
-    going_on::victim(PAIR, "memory_that_is_checked", "memory")
-}
-
-#[test]
-fn a_shell_loop_that_writes_a_file() -> Result<()> {
-    going_on::program(PAIR, "a_shell_loop_that_writes_a_file", &Wants::default(), Program::shell_loop)
-}
-
-#[test]
-fn python_with_threads_a_pipe_a_timer_and_a_deleted_file() -> Result<()> {
-    going_on::program(
-        PAIR,
-        "python_with_threads_a_pipe_a_timer_and_a_deleted_file",
-        &Wants::default(),
-        Program::python,
-    )
-}
-
-#[test]
-fn one_of_every_kind_of_descriptor() -> Result<()> {
-    going_on::descriptors(PAIR, "one_of_every_kind_of_descriptor")
-}
-
-#[test]
-fn terminals_of_its_own() -> Result<()> {
-    going_on::terminals(PAIR, "terminals_of_its_own")
-}
-
-#[test]
-fn the_job_of_a_shell() -> Result<()> {
-    going_on::shell_job(PAIR, "the_job_of_a_shell")
-}
-
-#[test]
-fn connections_whose_peers_wait() -> Result<()> {
-    going_on::connections(PAIR, "connections_whose_peers_wait")
-}
-
-#[test]
-fn a_pipe_that_leads_outside() -> Result<()> {
-    going_on::outer_pipe(PAIR, "a_pipe_that_leads_outside")
-}
-
-#[test]
-fn datagrams_that_go_outside() -> Result<()> {
-    going_on::outer_datagrams(PAIR, "datagrams_that_go_outside")
-}
-
-#[test]
-fn redis_with_data_and_a_connected_client() -> Result<()> {
-    going_on::redis(PAIR, "redis_with_data_and_a_connected_client", 20_000)
-}
-
 /// A million keys, clients that do not stop asking, ten rounds of one process. A guest is emulated, and has a tenth of it.
 #[test]
 fn redis_under_load() -> Result<()> {
-    let guest = std::env::var("MEMCKPT_TEST_PLACE").is_ok_and(|place| place.starts_with("guest"));
-    let (keys, rounds) = if guest || quick() { (100_000, 3) } else { (1_000_000, 10) };
+    let (keys, rounds) = if in_guest() || quick() { (100_000, 3) } else { (1_000_000, 10) };
     going_on::redis_under_load(PAIR, "redis_under_load", keys, rounds)
 }
 
@@ -163,10 +107,7 @@ fn a_pidfd_of_its_child() -> Result<()> {
 #[test]
 fn a_seccomp_filter() -> Result<()> {
     going_on::program(PAIR, "a_seccomp_filter", &Wants::default(), |scratch| {
-        let output = scratch.path().join("output");
-        let mut command = Command::new("/usr/bin/python3");
-        command.args(["-c", include_str!("../victims/filtered.py")]).arg(&output);
-        Program::start(command, output)
+        Program::script("filtered.py", scratch, &[])
     })
 }
 
@@ -176,12 +117,9 @@ fn a_seccomp_filter() -> Result<()> {
 fn copy_on_write_stays_copy_on_write() -> Result<()> {
     const NAME: &str = "copy_on_write_stays_copy_on_write";
     let Some(scratch) = PAIR.place(NAME)? else { return Ok(()) };
-    let output = scratch.path().join("output");
-    let mut command = Command::new("/usr/bin/python3");
-    command.args(["-c", include_str!("../victims/sharing.py")]).arg(&output);
-    let mut program = Program::start(command, output.clone())?;
+    let mut program = Program::script("sharing.py", &scratch, &[])?;
     let mut pids = vec![program.pid];
-    for pid in fs::read_to_string(output.with_file_name("output.children"))?.split_whitespace() {
+    for pid in fs::read_to_string(program.output.with_file_name("output.children"))?.split_whitespace() {
         pids.push(pid.parse()?);
     }
     let measure = || pids.iter().map(|pid| shared_part(*pid)).collect::<Result<Vec<_>>>();
@@ -216,10 +154,7 @@ fn shared_part(pid: i32) -> Result<u64> {
 fn the_vdso_of_another_kernel() -> Result<()> {
     const NAME: &str = "the_vdso_of_another_kernel";
     let Some(scratch) = PAIR.place(NAME)? else { return Ok(()) };
-    let output = scratch.path().join("output");
-    let mut command = Command::new("/usr/bin/python3");
-    command.args(["-c", include_str!("../victims/clocks.py")]).arg(&output);
-    let mut program = Program::start(command, output)?;
+    let mut program = Program::script("clocks.py", &scratch, &[])?;
     let (start, end) = vdso(program.pid)?;
     let mut page = vec![0; 4096];
     fs::File::open(format!("/proc/{}/mem", program.pid))?.read_exact_at(&mut page, start)?;
@@ -259,11 +194,7 @@ fn vdso(pid: i32) -> Result<(u64, u64)> {
 #[test]
 fn a_chain() -> Result<()> {
     const NAME: &str = "a_chain";
-    if !is_root() {
-        skip(NAME, "not root");
-        return Ok(());
-    }
-    let scratch = Scratch::new()?;
+    let Some(scratch) = PAIR.place(NAME)? else { return Ok(()) };
     let mut program = Program::victim("memory", &scratch)?;
     let pid = program.pid.to_string();
     for name in ["1", "2"] {
@@ -286,12 +217,8 @@ fn a_chain() -> Result<()> {
 #[test]
 fn its_end_is_told() -> Result<()> {
     const NAME: &str = "its_end_is_told";
-    if !is_root() {
-        skip(NAME, "not root");
-        return Ok(());
-    }
     for (end, code) in [("exit 7", 7), ("kill -TERM $$", 128 + 15)] {
-        let scratch = Scratch::new()?;
+        let Some(scratch) = PAIR.place(NAME)? else { return Ok(()) };
         let go = scratch.path().join("go");
         let output = scratch.path().join("output");
         let text =
@@ -315,11 +242,7 @@ fn its_end_is_told() -> Result<()> {
 #[test]
 fn what_cannot_be_is_named_and_nothing_is_left() -> Result<()> {
     const NAME: &str = "what_cannot_be_is_named_and_nothing_is_left";
-    if !is_root() {
-        skip(NAME, "not root");
-        return Ok(());
-    }
-    let scratch = Scratch::new()?;
+    let Some(scratch) = PAIR.place(NAME)? else { return Ok(()) };
     let file = scratch.path().join("file");
     fs::write(&file, "0123456789")?;
     let output = scratch.path().join("output");
@@ -361,11 +284,7 @@ fn what_cannot_be_is_named_and_nothing_is_left() -> Result<()> {
 #[test]
 fn killed_it_leaves_nothing_or_everything() -> Result<()> {
     const NAME: &str = "killed_it_leaves_nothing_or_everything";
-    if !is_root() {
-        skip(NAME, "not root");
-        return Ok(());
-    }
-    let scratch = Scratch::new()?;
+    let Some(scratch) = PAIR.place(NAME)? else { return Ok(()) };
     let mut program = Program::victim("ring", &scratch)?;
     let images = scratch.directory("images")?;
     dump(&program, &images)?;

@@ -298,7 +298,7 @@ impl Machine {
         let read = |path: &&'static str| Some((*path, std::fs::read_to_string(path).ok()?));
         let settings = paths.iter().filter_map(read).collect();
         // A guest is the tests' own; the host's owner decides where it swaps to.
-        let guest = std::env::var("MEMCKPT_TEST_PLACE").is_ok_and(|place| place.starts_with("guest"));
+        let guest = memckpt_tests::in_guest();
         let swap = (rows == [18] && guest).then(|| swap_space(scratch)).transpose()?;
         Ok(Self { settings, swap })
     }

@@ -1,5 +1,6 @@
 # Is under a seccomp filter by which getppid() fails with errno 95: `filtered.py OUTPUT`. Each round writes `N ok` to OUTPUT, or what is wrong.
-import ctypes, itertools, os, struct, sys, time
+import ctypes, struct, sys
+import telling
 
 GETPPID = 110
 libc = ctypes.CDLL(None, use_errno=True)
@@ -10,7 +11,6 @@ descriptor = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(instruc
 # PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP with SECCOMP_MODE_FILTER
 if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, descriptor, 0, 0):
     sys.exit("prctl: errno %d" % ctypes.get_errno())
-out = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
 
 def wrong():
@@ -21,9 +21,4 @@ def wrong():
         return "another filter"
 
 
-for number in itertools.count(1):
-    problem = wrong()
-    os.write(out, ("%d %s\n" % (number, problem or "ok")).encode())
-    if problem:
-        sys.exit(1)
-    time.sleep(0.02)
+telling.rounds(sys.argv[1], wrong)

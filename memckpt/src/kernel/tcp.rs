@@ -215,14 +215,20 @@ mod tests {
 
     use super::*;
 
+    /// A listener, the end that has connected to it, and the other.
+    pub(super) fn connected() -> (TcpListener, TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let server = listener.accept().unwrap().0;
+        (listener, client, server)
+    }
+
     #[test]
     fn a_connection_is_read_and_goes_on() {
         if !nix::unistd::geteuid().is_root() {
             return;
         }
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let mut server = listener.accept().unwrap().0;
+        let (listener, mut client, mut server) = connected();
         client.write_all(b"question").unwrap();
         server.peek(&mut [0; 8]).unwrap();
         let reuse = reuse_address(server.as_fd()).unwrap();
@@ -250,9 +256,7 @@ mod tests {
         if !nix::unistd::geteuid().is_root() {
             return;
         }
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let server = listener.accept().unwrap().0;
+        let (_listener, mut client, server) = connected();
         end_silently(server.as_fd()).unwrap();
         drop(server);
         client.set_read_timeout(Some(std::time::Duration::from_millis(100))).unwrap();

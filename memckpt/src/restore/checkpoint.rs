@@ -159,11 +159,11 @@ fn check_tree(tree: &[PstreeEntry]) -> Result<(), (usize, String)> {
             return wrong(format!("process {} has parent {}, which is not before it", entry.pid, entry.ppid));
         }
         // Of a process that has ended CRIU does not tell the thread (`alive` checks those that live).
-        let threads = if entry.threads.len() == 1 { &[entry.pid][..] } else { &entry.threads };
+        let threads = if entry.threads.len() < 2 { &[entry.pid][..] } else { &entry.threads };
         if threads.first().is_some_and(|leader| *leader != entry.pid) {
             return wrong(format!("the first thread of process {} is another", entry.pid));
         }
-        for tid in threads.iter().chain(threads.is_empty().then_some(&entry.pid)) {
+        for tid in threads {
             if number(*tid).is_none() || !seen.insert(*tid) {
                 return wrong(format!("thread {tid} of process {} is impossible or twice there", entry.pid));
             }

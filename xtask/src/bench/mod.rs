@@ -5,6 +5,7 @@ mod redis;
 mod restore;
 mod scan;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -35,6 +36,27 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         What::Redis(place) => redis::run(place),
         What::Restore(args) => restore::run(args),
     }
+}
+
+/// What both measure, by turns the one or the other first, so that a machine that becomes faster or slower favours neither.
+fn by_turns(
+    turn: usize,
+    one: impl FnOnce() -> Result<u64>,
+    other: impl FnOnce() -> Result<u64>,
+) -> Result<(u64, u64)> {
+    if turn.is_multiple_of(2) {
+        let other = other()?;
+        Ok((one()?, other))
+    } else {
+        let one = one()?;
+        Ok((one, other()?))
+    }
+}
+
+/// A directory in memory, for images.
+fn scratch() -> Result<tempfile::TempDir> {
+    let base = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/dev/shm"), PathBuf::from);
+    Ok(tempfile::Builder::new().prefix("memckpt-bench-").tempdir_in(base)?)
 }
 
 fn median(mut values: Vec<u64>) -> u64 {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::place::Place;
-use super::{median, word};
+use super::{by_turns, median, word};
 use crate::process::Memckpt;
 use crate::table;
 
@@ -101,15 +101,9 @@ fn measure(programs: &Path) -> Result<bool> {
             memckpt.run(&["watch", &pid, "--background"])?;
             let watched = server.throughput(requests)?;
             memckpt.run(&["watch", &pid, "--stop"])?;
-            Ok::<_, anyhow::Error>(watched)
+            Ok(watched)
         };
-        // By turns, so that a machine that becomes faster or slower favours neither.
-        let (alone, watched) = if pair % 2 == 0 {
-            let watched = watched()?;
-            (server.throughput(requests)?, watched)
-        } else {
-            (server.throughput(requests)?, watched()?)
-        };
+        let (alone, watched) = by_turns(pair, || server.throughput(requests), watched)?;
         let ratio = watched * 1000 / alone.max(1);
         rows.push(vec![pair.to_string(), alone.to_string(), watched.to_string(), per_mille(ratio)]);
         ratios.push(ratio);

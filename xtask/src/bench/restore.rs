@@ -12,7 +12,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::place::Place;
-use super::{median, word};
+use super::{by_turns, median, scratch, word};
 use crate::process::{Memckpt, Partner};
 use crate::table;
 
@@ -64,8 +64,7 @@ fn read_plainly(pages: &Path) -> Result<()> {
 
 fn measure(programs: &Path) -> Result<bool> {
     let memckpt = Memckpt::new(programs.join("memckpt"));
-    let base = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/dev/shm"), PathBuf::from);
-    let scratch = tempfile::Builder::new().prefix("memckpt-bench-").tempdir_in(base)?;
+    let scratch = scratch()?;
     let images = scratch.path().to_str().context("a path that is no text")?;
     let process = Partner::start(&programs.join("memckpt-resident"), &[&MIB.to_string()])?;
     let pid: i32 = process.pid().parse()?;
@@ -77,13 +76,7 @@ fn measure(programs: &Path) -> Result<bool> {
     let mut ratios = Vec::new();
     // The first warms up.
     for pair in 0..=PAIRS {
-        let (plain, restored) = if pair % 2 == 0 {
-            let plain = plain(&pages)?;
-            (plain, restore(&memckpt, images, pid)?)
-        } else {
-            let restored = restore(&memckpt, images, pid)?;
-            (plain(&pages)?, restored)
-        };
+        let (plain, restored) = by_turns(pair, || plain(&pages), || restore(&memckpt, images, pid))?;
         if pair > 0 {
             let ratio = restored * 1000 / plain.max(1);
             let shown = format!("{}.{:02}", ratio / 1000, ratio % 1000 / 10);

@@ -3,13 +3,13 @@
 //! 1. Of 1 GiB resident with 1 % of its pages dirtied inside 2 % of its chunks, at most 3 % of the entries of a full scan.
 //! 2. From 128 MiB to 2 GiB of clean memory, neither entries read nor frozen time less `clear_ms` differ by more than 10 %.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 
 use super::place::Place;
-use super::{median, word};
+use super::{median, scratch, word};
 use crate::process::{Memckpt, Meta, Partner, milliseconds};
 use crate::table;
 
@@ -37,9 +37,7 @@ impl<'a> Chain<'a> {
     fn start(memckpt: &'a Memckpt, programs: &Path, mib: usize) -> Result<Self> {
         let process = Partner::start(&programs.join("memckpt-resident"), &[&mib.to_string()])?;
         memckpt.run(&["watch", &process.pid(), "--background"])?;
-        let base = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/dev/shm"), PathBuf::from);
-        let scratch = tempfile::Builder::new().prefix("memckpt-bench-").tempdir_in(base)?;
-        Ok(Self { memckpt, process, scratch, length: 0 })
+        Ok(Self { memckpt, process, scratch: scratch()?, length: 0 })
     }
 
     fn dirty(&mut self, pages: usize, chunks: usize) -> Result<()> {

@@ -81,10 +81,9 @@ pub(crate) fn quote(word: &str) -> String {
 }
 
 /// What a guest's clocks go by.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Time {
     /// The machine's: emulation is faster or slower from one moment to the next, by a fifth and more.
-    #[default]
     Real,
     /// Instructions, of 2 ns each: what is measured depends on what the guest does only.
     Counted,

@@ -109,12 +109,12 @@ fn put(socket: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::io::{Read as _, Write as _};
-    use std::net::{TcpListener, TcpStream};
+    use std::net::TcpStream;
 
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, recv, socket};
 
     use super::*;
-    use crate::kernel::tcp;
+    use crate::kernel::tcp::{self, tests::connected};
 
     /// Under repair an end is closed without a word, and made again; what waited in both its queues is there.
     #[test]
@@ -122,13 +122,12 @@ mod tests {
         if !nix::unistd::geteuid().is_root() {
             return;
         }
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let server = listener.accept().unwrap().0;
+        let (_listener, mut client, server) = connected();
         let question = vec![7; 40_000];
         client.write_all(&question).unwrap();
         let mut seen = vec![0; question.len()];
-        while server.peek(&mut seen).unwrap() < question.len() {}
+        let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_WAITALL;
+        assert_eq!(recv(server.as_raw_fd(), &mut seen, peek).unwrap(), question.len());
         let (local, remote) = (server.local_addr().unwrap(), server.peer_addr().unwrap());
         tcp::end_silently(server.as_fd()).unwrap();
         let stream = tcp::read(server.as_fd()).unwrap();

@@ -7,6 +7,7 @@ use crate::restore::batch::Batch;
 use crate::restore::checkpoint::Checkpoint;
 use crate::restore::error::{Refusal, RestoreError};
 
+use super::ONCE;
 use super::terminal::Terminals;
 
 /// A file that its process opens itself.
@@ -51,7 +52,7 @@ impl Late {
     /// Has a process open it; its number there, at or above `least`.
     fn open(&self, least: i32, batch: &mut Batch<'_>) -> Result<i32, RestoreError> {
         let mut open = |name: &str, flags: u32| {
-            let flags = flags as i32 & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC);
+            let flags = flags as i32 & !ONCE;
             let flags = flags | libc::O_CLOEXEC | libc::O_NOCTTY;
             let path = [name.as_bytes(), &[0]].concat();
             let here = libc::AT_FDCWD as u64;

@@ -13,7 +13,7 @@ mod terminal;
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
@@ -32,6 +32,8 @@ pub(super) use opening::read;
 
 /// Descriptors at and above which ours are, so that no process's own number is among them.
 const LEAST: i32 = 1024;
+/// Flags that say how a file was opened at first, and not how it is open.
+const ONCE: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC;
 /// Flags that fcntl(F_SETFL) can change.
 const STATUS: i32 = libc::O_APPEND | libc::O_NONBLOCK | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME;
 
@@ -127,7 +129,7 @@ fn owner(entry: &FileEntry) -> Option<&FownEntry> {
 }
 
 /// Another opening of what `fd` is.
-fn reopen(fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd, SyscallError> {
+fn reopen(fd: &impl AsRawFd, flags: i32) -> Result<OwnedFd, SyscallError> {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let flags = OFlag::from_bits_retain(flags | libc::O_CLOEXEC);
     nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty())
@@ -151,6 +153,12 @@ fn made(fd: libc::c_long, call: &'static str) -> Result<OwnedFd, SyscallError> {
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(SyscallError::new(call, "a new descriptor", io::Error::last_os_error())),
     }
+}
+
+/// Another descriptor of the same opening.
+fn copy(fd: &OwnedFd) -> Result<OwnedFd, SyscallError> {
+    fd.try_clone()
+        .map_err(|e| SyscallError::new("fcntl(F_DUPFD)", format!("descriptor {}", fd.as_raw_fd()), e))
 }
 
 /// A copy that is not among the numbers of the tree.

@@ -149,7 +149,7 @@ impl Opening<'_> {
         if let Some(UnixSkEntry { id, .. }) = &entry.usk
             && let Some(socket) = self.unix.get(*id)
         {
-            return Ok(socket.map_err(|e| SyscallError::new("fcntl(F_DUPFD)", "a unix socket", e))?);
+            return Ok(socket?);
         }
         if let Some(inet) = &entry.isk {
             return self.connections.open(process.pid, inet, self.checkpoint.member());

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{Seek as _, SeekFrom, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use nix::fcntl::OFlag;
@@ -15,10 +15,7 @@ use crate::kernel::SyscallError;
 use crate::restore::error::{Refusal, RestoreError};
 
 use super::opening::Opening;
-use super::reopen;
-
-/// Flags that say how a file was opened at first, and not how it is open.
-const ONCE: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC;
+use super::{ONCE, reopen};
 
 /// Files without a name: whose they are, and the ones that are made. What has a name meanwhile loses it on drop.
 #[derive(Debug, Default)]
@@ -106,7 +103,7 @@ impl Opening<'_> {
         let flags = entry.flags as i32 & !ONCE;
         let fd = if let Some(ghost) = self.ghosts.of.get(&entry.id).copied() {
             let fd = self.ghosts.make(ghost, name)?;
-            reopen(fd.as_fd(), flags)?
+            reopen(fd, flags)?
         } else {
             let flags = OFlag::from_bits_retain(flags | libc::O_CLOEXEC | libc::O_NOCTTY);
             nix::fcntl::open(name.as_str(), flags, Mode::empty())

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::Write as _;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::Mode;
@@ -53,7 +53,7 @@ impl Pipes {
         let access = entry.flags as i32 & libc::O_ACCMODE;
         // One opening each: their flags are their own.
         let end = if access == libc::O_RDONLY { read } else { write };
-        let fd = reopen(end.as_fd(), access | libc::O_NONBLOCK)?;
+        let fd = reopen(end, access | libc::O_NONBLOCK)?;
         set_flags(&fd, entry.flags)?;
         Ok(fd)
     }
@@ -69,8 +69,7 @@ impl Pipes {
             )));
         }
         let flags = entry.flags as i32 & libc::O_ACCMODE | libc::O_NONBLOCK;
-        let path = format!("/proc/self/fd/{ours}");
-        match std::fs::read_link(&path) {
+        match std::fs::read_link(format!("/proc/self/fd/{ours}")) {
             Ok(link) if link.to_str().is_some_and(|link| link.starts_with("pipe:[")) => {}
             _ => {
                 return Err(refused(format!(
@@ -78,9 +77,7 @@ impl Pipes {
                 )));
             }
         }
-        let flags = OFlag::from_bits_retain(flags | libc::O_CLOEXEC);
-        let fd = nix::fcntl::open(path.as_str(), flags, Mode::empty())
-            .map_err(|e| SyscallError::new("open", path, e))?;
+        let fd = reopen(&ours, flags)?;
         set_flags(&fd, entry.flags)?;
         Ok(fd)
     }
@@ -105,7 +102,7 @@ impl Pipes {
             let fd = fill(fd, self.fifo_contents.get(&number))?;
             self.fifos.insert(number, fd);
         }
-        let fd = reopen(self.fifos[&number].as_fd(), path.flags as i32 & libc::O_ACCMODE | libc::O_NONBLOCK)?;
+        let fd = reopen(&self.fifos[&number], path.flags as i32 & libc::O_ACCMODE | libc::O_NONBLOCK)?;
         set_flags(&fd, path.flags)?;
         Ok(fd)
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -18,7 +18,7 @@ use crate::restore::checkpoint::{Checkpoint, range};
 use crate::restore::error::{Refusal, RestoreError};
 use crate::restore::memory::{self, Source};
 
-use super::reopen;
+use super::{ONCE, reopen};
 
 /// How much is copied at once.
 const BLOCK: u64 = 1 << 20;
@@ -79,8 +79,7 @@ impl SharedObjects {
             let what = format!("memfd {} is not in the images", entry.inode_id);
             return Err(Refusal::State { pid, what }.into());
         };
-        let opened =
-            reopen(fd.as_fd(), entry.flags as i32 & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC))?;
+        let opened = reopen(fd, entry.flags as i32 & !ONCE)?;
         if entry.pos > 0 {
             let seek = nix::unistd::Whence::SeekSet;
             nix::unistd::lseek(&opened, entry.pos as i64, seek)
@@ -144,7 +143,7 @@ fn memfd(inode: &MemfdInodeEntry) -> Result<OwnedFd, RestoreError> {
 
 /// Copies what is stored of an object into it. Pages are whole; its `length` need not be.
 fn fill(pages: &StoredPages, fd: &OwnedFd, length: u64) -> Result<(), RestoreError> {
-    let file = File::from(reopen(fd.as_fd(), libc::O_RDWR)?);
+    let file = File::from(reopen(fd, libc::O_RDWR)?);
     let mut buffer = vec![0; BLOCK as usize];
     for run in pages.pagemap().runs().iter().filter(|run| run.flags.contains(PagemapFlags::PRESENT)) {
         let mut done = 0;

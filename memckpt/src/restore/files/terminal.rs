@@ -18,7 +18,7 @@ use crate::restore::checkpoint::Checkpoint;
 use crate::restore::error::{Refusal, RestoreError};
 use crate::restore::task::Task;
 
-use super::{high, reopen, set_flags};
+use super::{ONCE, copy, high, reopen, set_flags};
 
 /// More pseudoterminals than any tree has.
 const MOST: u32 = 1 << 16;
@@ -85,11 +85,9 @@ impl Terminals {
         let Some(number) = number(&info).filter(|number| *number < MOST) else {
             return Err(refused("is no pseudoterminal, and is not restored"));
         };
-        let flags = entry.flags as i32 & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC) | libc::O_NOCTTY;
+        let flags = entry.flags as i32 & !ONCE | libc::O_NOCTTY;
         let fd = if is_master(&info) {
-            self.master(number, path.unwrap_or("/dev/ptmx"))?
-                .try_clone()
-                .map_err(|e| SyscallError::new("fcntl(F_DUPFD)", "/dev/ptmx", e))?
+            copy(self.master(number, path.unwrap_or("/dev/ptmx"))?)?
         } else if self.infos.values().any(|other| is_master(other) && self::number(other) == Some(number)) {
             self.master(number, "/dev/ptmx")?;
             slave(number, flags)?
@@ -97,14 +95,14 @@ impl Terminals {
             let ours = callers().ok_or_else(|| {
                 refused("is that of a shell's job: restore it from a terminal, which takes its place")
             })?;
-            reopen(ours, flags)?
+            reopen(&ours, flags)?
         } else {
             return Err(refused(
                 "is one end of a pair whose other end was outside of the tree: --shell-job puts yours in its place",
             ));
         };
         if let Entry::Vacant(first) = self.opened.entry(info.id) {
-            first.insert(fd.try_clone().map_err(|e| SyscallError::new("fcntl(F_DUPFD)", "a terminal", e))?);
+            first.insert(copy(&fd)?);
         }
         set_flags(&fd, entry.flags)?;
         Ok(fd)
@@ -153,7 +151,7 @@ impl Terminals {
             let (leader, terminal) = match pair {
                 Some(number) if leads => (session, slave(number, libc::O_RDWR | libc::O_NOCTTY)?),
                 Some(_) => continue,
-                None => (checkpoint.root().pid, reopen(fd.as_fd(), libc::O_RDWR | libc::O_NOCTTY)?),
+                None => (checkpoint.root().pid, reopen(fd, libc::O_RDWR | libc::O_NOCTTY)?),
             };
             let terminal = high(&terminal, least)?;
             self.controls.push(Control { leader, is_callers: pair.is_none(), foreground, terminal });

@@ -3,8 +3,6 @@
 
 mod symbols;
 
-use std::collections::BTreeMap;
-
 use crate::addr::{Addr, AddrRange};
 use crate::image::Chain;
 use crate::image::proto::VmaEntry;
@@ -179,14 +177,12 @@ impl OldVdso {
 /// one has goes on to run, and finds no clock.
 fn redirect(old: &mut [u8], new: &[u8], target: u64) -> Option<()> {
     let ours = symbols::functions(new)?;
-    let theirs: BTreeMap<Vec<u8>, usize> =
-        symbols::functions(old)?.into_iter().map(|(name, at)| (name.to_vec(), at)).collect();
-    for (name, at) in theirs {
-        if let Some(to) = ours.get(&*name) {
-            let jump = old.get_mut(at..at + JUMP.len())?;
-            jump.copy_from_slice(&JUMP);
-            jump[JUMP_TO..JUMP_TO + 8].copy_from_slice(&(target + *to as u64).to_le_bytes());
-        }
+    let theirs = symbols::functions(old)?;
+    let jumps = theirs.iter().filter_map(|(name, at)| Some((*at, target + *ours.get(name)? as u64)));
+    for (at, to) in jumps.collect::<Vec<_>>() {
+        let jump = old.get_mut(at..at + JUMP.len())?;
+        jump.copy_from_slice(&JUMP);
+        jump[JUMP_TO..JUMP_TO + 8].copy_from_slice(&to.to_le_bytes());
     }
     Some(())
 }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect, listen, socket,
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect, listen, socket,
 };
 
 use crate::image::chain::Member;
@@ -19,7 +19,7 @@ use crate::kernel::{SyscallError, socket_options};
 use crate::restore::checkpoint::Checkpoint;
 use crate::restore::error::{Refusal, RestoreError};
 
-use super::super::set_flags;
+use super::super::{copy, set_flags};
 use super::options::{self, settle};
 
 /// The connections of a tree, whose peers hear nothing of them until they go on.
@@ -84,8 +84,7 @@ impl Connections {
             }
             (libc::IPPROTO_TCP, LISTEN) => {
                 bind_to_address(&made, entry)?;
-                let backlog = i32::try_from(entry.backlog).ok().and_then(|n| Backlog::new(n).ok());
-                listen(&made, backlog.unwrap_or(Backlog::MAXCONN)).map_err(|e| failed("listen", entry, e))?;
+                listen(&made, options::backlog(entry.backlog)).map_err(|e| failed("listen", entry, e))?;
             }
             (libc::IPPROTO_TCP, CLOSE) | (libc::IPPROTO_UDP, _) => {
                 if entry.src_port != 0 {
@@ -130,8 +129,7 @@ impl Connections {
                 _ => RestoreError::from(SyscallError::new("TCP_REPAIR", shown(entry), e)),
             }
         })?;
-        let copy = socket.try_clone().map_err(|e| SyscallError::new("fcntl(F_DUPFD)", shown(entry), e))?;
-        self.made.push((copy, entry.clone(), stream));
+        self.made.push((copy(socket)?, entry.clone(), stream));
         Ok(())
     }
 }

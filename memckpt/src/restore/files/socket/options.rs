@@ -2,6 +2,8 @@
 
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
+use nix::sys::socket::Backlog;
+
 use crate::image::proto::SkOptsEntry;
 use crate::kernel::SyscallError;
 use crate::kernel::socket_options;
@@ -72,6 +74,11 @@ pub(super) fn set(socket: &OwnedFd, options: &SkOptsEntry) -> Result<(), Syscall
         bytes(libc::SO_LINGER, &[1, seconds].map(u32::to_ne_bytes).concat())?;
     }
     filter(socket, &options.so_filter)
+}
+
+/// How many connections may wait to be accepted.
+pub(super) fn backlog(count: u32) -> Backlog {
+    i32::try_from(count).ok().and_then(|n| Backlog::new(n).ok()).unwrap_or(Backlog::MAXCONN)
 }
 
 /// Binds it to its interface: before it gets an address.

@@ -1,7 +1,7 @@
 //! Unix sockets: pairs, listeners, and sockets for datagrams, with what waits to be read.
 
 use std::collections::HashMap;
-use std::io::{self, IoSlice};
+use std::io::IoSlice;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::kernel::sock_diag::state::{ESTABLISHED, LISTEN};
 use crate::kernel::socket_options;
 use crate::restore::error::{Refusal, RestoreError};
 
-use super::super::set_flags;
+use super::super::{copy, set_flags};
 use super::options;
 use super::rooted::InAnotherRoot;
 
@@ -52,13 +52,10 @@ impl UnixSockets {
         member: &Member,
         entries: impl Iterator<Item = UnixSkEntry>,
     ) -> Result<Self, RestoreError> {
-        let mut sockets =
-            Self { entries: entries.collect(), messages: Self::read(member)?, ..Self::default() };
-        let entries = std::mem::take(&mut sockets.entries);
-        let own = || entries.iter().filter(|entry| entry.uflags & EXTERN == 0);
-        for entry in own() {
-            let back = |other: &&UnixSkEntry| other.ino == entry.peer && other.peer == entry.ino;
-            match own().find(back) {
+        let mut sockets = Self { messages: Self::read(member)?, ..Self::default() };
+        let entries: Vec<UnixSkEntry> = entries.collect();
+        for entry in own(&entries) {
+            match other_end(&entries, entry) {
                 _ if sockets.made.contains_key(&entry.id) => {}
                 Some(other) if other.id != entry.id => sockets.pair(entry, other, &entries)?,
                 _ if is_half(entry) => sockets.half(entry)?,
@@ -68,11 +65,11 @@ impl UnixSockets {
             }
         }
         // After the connections that were made by way of their names.
-        for entry in own().filter(|entry| !is_accepted(entry)) {
+        for entry in own(&entries).filter(|entry| !is_accepted(entry)) {
             let fd = &sockets.made[&entry.id];
             bind_to_name(fd, entry)?;
             if entry.state == u32::from(LISTEN) {
-                listen(fd, backlog(entry)).map_err(|e| failed("listen", entry, e))?;
+                listen(fd, options::backlog(entry.backlog)).map_err(|e| failed("listen", entry, e))?;
             }
         }
         sockets.entries = entries;
@@ -80,8 +77,8 @@ impl UnixSockets {
     }
 
     /// Another descriptor of socket `id`.
-    pub(in crate::restore::files) fn get(&self, id: u32) -> Option<io::Result<OwnedFd>> {
-        Some(self.made.get(&id)?.try_clone())
+    pub(in crate::restore::files) fn get(&self, id: u32) -> Option<Result<OwnedFd, SyscallError>> {
+        Some(copy(self.made.get(&id)?))
     }
 
     /// Two ends of a connection, or of a pair.
@@ -141,17 +138,20 @@ impl UnixSockets {
         file: impl Fn(u32) -> Option<RawFd>,
         is_external: impl Fn(&str) -> bool,
     ) -> Result<(), RestoreError> {
+        // What all of them take at once, each with what the kernel needs beside it.
+        let room = self.messages.iter().map(|(_, bytes)| bytes.len() + 4096).sum::<usize>();
+        let room = i32::try_from(room).unwrap_or(i32::MAX);
         for (packet, bytes) in &self.messages {
-            self.put(packet, bytes, &file)?;
+            self.put(packet, bytes, room, &file)?;
         }
         self.feeds.clear();
         // Who is connected hears nobody else, who must be connected to it before.
-        let mut entries: Vec<&UnixSkEntry> = self.entries.iter().filter(|e| e.uflags & EXTERN == 0).collect();
+        let mut entries: Vec<&UnixSkEntry> = own(&self.entries).collect();
         entries.sort_by_cached_key(|entry| std::cmp::Reverse(self.distance(entry)));
         for entry in entries {
             self.connect(entry, &self.made[&entry.id], &is_external)?;
         }
-        for entry in self.entries.iter().filter(|entry| entry.uflags & EXTERN == 0) {
+        for entry in own(&self.entries) {
             let fd = &self.made[&entry.id];
             if let Some(how @ 1..=3) = entry.shutdown {
                 // SAFETY: no memory is involved.
@@ -165,11 +165,12 @@ impl UnixSockets {
         Ok(())
     }
 
-    /// A message, from where its socket gets its messages.
+    /// A message, from where its socket gets its messages, by a buffer with this `room`.
     fn put(
         &self,
         packet: &SkPacketEntry,
         bytes: &[u8],
+        room: i32,
         file: impl Fn(u32) -> Option<RawFd>,
     ) -> Result<(), RestoreError> {
         let refused = |what: String| {
@@ -184,8 +185,7 @@ impl UnixSockets {
                 file(*id).ok_or_else(|| refused(format!("file {id}, which comes with it, is missing")))?,
             );
         }
-        let other_end = self
-            .other_end(entry)
+        let other_end = other_end(&self.entries, entry)
             .and_then(|peer| self.made.get(&peer.id))
             .or_else(|| self.feeds.get(&entry.id));
         let anybody;
@@ -199,14 +199,8 @@ impl UnixSockets {
                 return Err(refused("nobody can send to it: it has neither a name nor another end".into()));
             }
         };
-        let room = i32::try_from(self.messages.iter().map(|(_, bytes)| bytes.len() + 4096).sum::<usize>());
-        socket_options::set_int(
-            from.as_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_SNDBUFFORCE,
-            room.unwrap_or(i32::MAX),
-        )
-        .map_err(|e| SyscallError::new("setsockopt(SO_SNDBUFFORCE)", shown(entry), e))?;
+        socket_options::set_int(from.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, room)
+            .map_err(|e| SyscallError::new("setsockopt(SO_SNDBUFFORCE)", shown(entry), e))?;
         let control = [ControlMessage::ScmRights(&rights)];
         let control = if rights.is_empty() { &[][..] } else { &control[..] };
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
@@ -218,18 +212,13 @@ impl UnixSockets {
         Ok(())
     }
 
-    /// The end of a pair: whom `entry` is connected to, and is connected to it in turn.
-    fn other_end(&self, entry: &UnixSkEntry) -> Option<&UnixSkEntry> {
-        self.entries.iter().find(|other| other.ino == entry.peer && other.peer == entry.ino)
-    }
-
     /// How many sockets are one behind the other, each connected to the next, from `entry` on.
     fn distance(&self, entry: &UnixSkEntry) -> usize {
         let next =
             |entry: &UnixSkEntry| self.entries.iter().find(|peer| entry.peer != 0 && peer.ino == entry.peer);
         let chain = std::iter::successors(Some(entry), |entry| next(entry));
         // Pairs are circles.
-        chain.take(self.entries.len()).take_while(|entry| self.other_end(entry).is_none()).count()
+        chain.take(self.entries.len()).take_while(|entry| other_end(&self.entries, entry).is_none()).count()
     }
 
     /// Connects a socket for datagrams to one that is not connected to it in turn.
@@ -239,8 +228,7 @@ impl UnixSockets {
         fd: &OwnedFd,
         is_external: impl Fn(&str) -> bool,
     ) -> Result<(), RestoreError> {
-        if entry.peer == 0 || self.entries.iter().any(|peer| peer.ino == entry.peer && peer.peer == entry.ino)
-        {
+        if entry.peer == 0 || other_end(&self.entries, entry).is_some() {
             return Ok(());
         }
         let refused = |what: String| {
@@ -269,6 +257,16 @@ impl UnixSockets {
     }
 }
 
+/// Those of the tree.
+fn own(entries: &[UnixSkEntry]) -> impl Iterator<Item = &UnixSkEntry> {
+    entries.iter().filter(|entry| entry.uflags & EXTERN == 0)
+}
+
+/// The other end of a pair: whom `entry` is connected to, and is connected to it in turn.
+fn other_end<'a>(entries: &'a [UnixSkEntry], entry: &UnixSkEntry) -> Option<&'a UnixSkEntry> {
+    own(entries).find(|other| other.ino == entry.peer && other.peer == entry.ino)
+}
+
 /// A stream with a name that listens to nobody: the name is that of the listener that it was accepted from.
 fn is_accepted(entry: &UnixSkEntry) -> bool {
     entry.state == u32::from(ESTABLISHED) && entry.r#type != libc::SOCK_DGRAM as u32 && !entry.name.is_empty()
@@ -293,10 +291,6 @@ fn kind(entry: &UnixSkEntry) -> Result<SockType, RestoreError> {
 fn new(entry: &UnixSkEntry) -> Result<OwnedFd, RestoreError> {
     Ok(socket(AddressFamily::Unix, kind(entry)?, SockFlag::SOCK_CLOEXEC, None)
         .map_err(|e| failed("socket", entry, e))?)
-}
-
-fn backlog(entry: &UnixSkEntry) -> Backlog {
-    i32::try_from(entry.backlog).ok().and_then(|n| Backlog::new(n).ok()).unwrap_or(Backlog::MAXCONN)
 }
 
 /// What users know it by.
