@@ -6,13 +6,15 @@ mod plan;
 mod report;
 pub(crate) mod runner;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use self::plan::{Binary, Outcome, Plan, Record};
+use self::plan::{Binary, Outcome, Plan, Record, Share};
 use self::report::Report;
 use crate::vm::{GUEST_OUT, Guest, Kernel, Time, Verdict};
 use crate::{packages, workspace};
@@ -84,7 +86,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
                 environment.push((name.to_owned(), value));
             }
         }
-        Plan { place: place.to_owned(), binaries, filter: args.filter.clone(), environment, limit_seconds }
+        Plan {
+            place: place.to_owned(),
+            binaries,
+            filter: args.filter.clone(),
+            environment,
+            share: Share::default(),
+            limit_seconds,
+        }
     };
 
     if everywhere || args.host {
@@ -96,22 +105,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     // xtask's own unit tests have nothing to find out in a guest.
     let own = workspace::root().join("xtask");
     let in_guest: Vec<Binary> = binaries.into_iter().filter(|binary| binary.directory != own).collect();
-    // Each guest is emulated on one thread: two of them share two cores well.
-    let outcomes = std::thread::scope(|scope| {
-        let started: Vec<_> = guests
-            .into_iter()
-            .map(|kernel| {
-                let place = format!("guest {}", kernel.series());
-                let plan = plan(&place, in_guest.clone(), 600);
-                let xtask = &xtask;
-                scope.spawn(move || (place, on_guest(kernel, xtask, &plan)))
-            })
-            .collect();
-        started.into_iter().map(std::thread::ScopedJoinHandle::join).collect::<Vec<_>>()
-    });
-    for outcome in outcomes {
-        let (place, records) = outcome.map_err(|_| anyhow::anyhow!("a guest's thread panicked"))?;
-        report.add(&place, records?);
+    let plans = guests
+        .iter()
+        .map(|kernel| (*kernel, plan(&format!("guest {}", kernel.series()), in_guest.clone(), 600)));
+    for (place, records) in in_guests(plans.collect(), &xtask)? {
+        report.add(&place, records);
     }
     let strict = std::env::var_os("CI").is_some_and(|value| value == "true" || value == "1");
     let totals = report.print(strict);
@@ -176,9 +174,41 @@ fn may_sudo() -> bool {
             .is_ok_and(|status| status.success())
 }
 
+/// A guest is emulated on one core, and has 4 GiB: more at once than this is not for every machine.
+const GUESTS_AT_ONCE: usize = 2;
+
+/// As many guests as run at once divide what a kernel has to test, so that no core waits for the kernel with the most. With a
+/// filter there is little to divide.
+fn in_guests(plans: Vec<(Kernel, Plan)>, xtask: &Path) -> Result<Vec<(String, Vec<Record>)>> {
+    let shares = |(kernel, plan): (Kernel, Plan)| {
+        let of = if plan.filter.is_none() { GUESTS_AT_ONCE } else { 1 };
+        (0..of).map(move |number| (kernel, Plan { share: Share { number, of }, ..plan.clone() }))
+    };
+    let waiting = Mutex::new(plans.into_iter().flat_map(shares));
+    let next = || waiting.lock().ok()?.next();
+    let worker = || {
+        let mut done = Vec::new();
+        while let Some((kernel, plan)) = next() {
+            done.push((plan.place.clone(), on_guest(kernel, xtask, &plan)?));
+        }
+        anyhow::Ok(done)
+    };
+    let done = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..GUESTS_AT_ONCE).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().map(std::thread::ScopedJoinHandle::join).collect::<Vec<_>>()
+    });
+    let mut places: BTreeMap<String, Vec<Record>> = BTreeMap::new();
+    for records in done {
+        for (place, records) in records.map_err(|_| anyhow::anyhow!("a guest's thread panicked"))?? {
+            places.entry(place).or_default().extend(records);
+        }
+    }
+    Ok(places.into_iter().collect())
+}
+
 fn on_guest(kernel: Kernel, xtask: &Path, plan: &Plan) -> Result<Vec<Record>> {
     let place = &plan.place;
-    eprintln!("xtask: booting {place}");
+    eprintln!("xtask: booting {place}, share {} of {}", plan.share.number + 1, plan.share.of);
     let guest = Guest {
         kernel,
         memory: "4G".to_owned(),

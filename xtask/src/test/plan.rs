@@ -30,8 +30,31 @@ pub(crate) struct Plan {
     pub(crate) filter: Option<String>,
     /// The environment to add.
     pub(crate) environment: Vec<(String, String)>,
+    /// The part of these tests that is run.
+    #[serde(default)]
+    pub(crate) share: Share,
     /// Seconds that an isolated test may take; a whole binary may take five times that.
     pub(crate) limit_seconds: u64,
+}
+
+/// Every `of`th test, counted from `number`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Share {
+    pub(crate) number: usize,
+    pub(crate) of: usize,
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self { number: 0, of: 1 }
+    }
+}
+
+impl Share {
+    /// Whether it holds the test at `position` of the whole plan.
+    pub(crate) fn holds(self, position: usize) -> bool {
+        position % self.of == self.number
+    }
 }
 
 /// What happened to one test.
@@ -61,5 +84,21 @@ pub(crate) struct Record {
 impl Record {
     pub(crate) fn new(test: impl Into<String>, outcome: Option<Outcome>) -> Self {
         Self { test: test.into(), outcome, cells: Vec::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Share;
+
+    #[test]
+    fn shares_hold_every_test_once() {
+        for of in 1..5 {
+            for position in 0..20 {
+                let holders = (0..of).filter(|number| Share { number: *number, of }.holds(position)).count();
+                assert_eq!(holders, 1, "test {position} of {of} shares");
+            }
+        }
+        assert!((0..20).all(|position| Share::default().holds(position)));
     }
 }

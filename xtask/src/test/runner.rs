@@ -29,9 +29,13 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let plan: Plan = serde_json::from_slice(&std::fs::read(&args.plan)?).context("read the plan")?;
     let results = OpenOptions::new().create(true).append(true).open(&args.results)?;
-    let mut runner = Runner { plan: &plan, results };
+    let mut runner = Runner { plan: &plan, results, position: 0 };
     for binary in &plan.binaries {
-        if binary.isolated { runner.isolated(binary)? } else { runner.whole(binary)? }
+        if binary.isolated {
+            runner.isolated(binary)?;
+        } else if runner.is_ours() {
+            runner.whole(binary)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -39,6 +43,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 struct Runner<'a> {
     plan: &'a Plan,
     results: File,
+    /// How many tests of the plan were met, those of other shares too.
+    position: usize,
 }
 
 /// How a child ended.
@@ -59,6 +65,13 @@ impl Runner<'_> {
         self.plan.filter.as_ref().is_none_or(|filter| test.contains(filter.as_str()))
     }
 
+    /// Whether the next test of the plan is of our share.
+    fn is_ours(&mut self) -> bool {
+        let position = self.position;
+        self.position += 1;
+        self.plan.share.holds(position)
+    }
+
     /// Every test in a process of its own.
     fn isolated(&mut self, binary: &Binary) -> Result<()> {
         let listing = self.execute(binary, &["--list", "--format", "terse"], self.plan.limit_seconds)?;
@@ -68,7 +81,7 @@ impl Runner<'_> {
         }
         for name in libtest::names(&listing.output) {
             let test = format!("{}::{name}", binary.name);
-            if !self.wanted(&test) {
+            if !self.wanted(&test) || !self.is_ours() {
                 continue;
             }
             self.record(&Record::new(&test, None))?;
