@@ -41,6 +41,9 @@ pub(crate) struct RestoreArgs {
     /// caller's descriptor
     #[arg(long, value_name = "FD", value_parser = inherited)]
     inherit_fd: Vec<Inherited>,
+    /// Take pages as they are, without comparing them with the checksums that the dump has left
+    #[arg(long)]
+    no_verify: bool,
     /// Read and check all images, and restore nothing
     #[arg(long)]
     dry_run: bool,
@@ -52,12 +55,13 @@ pub(crate) struct RestoreArgs {
 /// Restores, and waits for the end unless told not to: then the exit code is the root's, or 128 and the signal that ended it.
 pub(crate) fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     if args.dry_run {
-        restore::read(&args.images_dir)?;
+        restore::read(&args.images_dir, !args.no_verify)?;
         return Ok(ExitCode::SUCCESS);
     }
     let request = Request {
         images_dir: args.images_dir.clone(),
         parent: if args.restore_sibling { Parent::Ours } else { Parent::Us },
+        verify: !args.no_verify,
         leave_stopped: args.leave_stopped,
         shell_job: args.shell_job,
         tcp_established: args.tcp_established,

@@ -41,7 +41,7 @@ pub(super) struct PreparedProcess {
 pub(super) struct CapturedProcess {
     pub(super) target: TargetId,
     pub(super) pages_id: u32,
-    pages: PagesFile,
+    pub(super) pages: PagesFile,
     pub(super) parent: Option<Parent>,
     pub(super) tracking: Tracking,
     pub(super) layout: Layout,

@@ -128,9 +128,9 @@ impl SharedObjects {
         Ok(())
     }
 
-    /// Each object's number and pagemap.
-    pub(super) fn images(&self) -> impl Iterator<Item = (u32, &PagemapImage)> {
-        (1..).zip(&self.objects).map(|(id, shared)| (id, &shared.image))
+    /// Each object's number, pagemap and pages.
+    pub(super) fn images(&self) -> impl Iterator<Item = (u32, &PagemapImage, &PagesFile)> {
+        (1..).zip(&self.objects).map(|(id, shared)| (id, &shared.image, &shared.pages))
     }
 
     /// How many pages were taken.

@@ -3,12 +3,13 @@
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::addr::PageCount;
+use crate::image::checksums::CHECKSUMS;
 use crate::image::magic::{
     ImageKind, PSTREE, SECCOMP, STATS_DUMP, core_name, mm_name, pagemap_name, pagemap_shmem_name,
 };
 use crate::image::meta::{self, CheckpointKind, Counters, META, META_VERSION, MetaProcess};
 use crate::image::pagemap::{PagemapFlags, PagemapImage};
-use crate::image::{CheckpointMeta, Image, ImagesDir, core, inventory, mm, pstree, stats};
+use crate::image::{CheckpointMeta, Checksums, Image, ImagesDir, core, inventory, mm, pstree, stats};
 use crate::kernel::process;
 use crate::kernel::status::Stat;
 use crate::plan::{PageAction, PlannedRun, VmaClass};
@@ -27,22 +28,26 @@ impl Captured {
     /// Writes the images; makes the checkpoint whole; lets the session go if nobody wants it any more.
     pub(super) fn write(mut self, request: &Request) -> Result<CheckpointMeta, DumpError> {
         let writing = Instant::now();
+        let mut checksums = Checksums::new();
         for process in &mut self.processes {
             let runs = process.compose()?;
             let inherited = runs.iter().filter(|run| run.action == PageAction::Inherit);
             process.counters.pages_inherited = inherited.map(|run| run.range.pages()).sum();
             let name = pagemap_name(process.target.pid);
-            self.images.write(&name, &pagemap(&name, process.pages_id, &runs)?)?;
+            let pagemap = pagemap(&name, process.pages_id, &runs)?;
+            self.images.write(&name, &pagemap.encode())?;
+            checksums.add(name, &pagemap, &process.pages)?;
         }
         if let (Some(prev), true) = (&request.prev_images_dir, self.has_parent()) {
             self.images.link_parent(prev)?;
         }
-        let shared_pages = self.write_shared()?;
+        let shared_pages = self.write_shared(&mut checksums)?;
         if request.kind == Kind::Dump {
             self.files.write(&mut self.images)?;
             self.notes.extend_from_slice(self.files.notes());
             self.write_tree()?;
         }
+        self.images.write(CHECKSUMS, &checksums.encode().map_err(|e| DumpError::encode(CHECKSUMS, e))?)?;
         self.timings.memwrite_us = micros(writing);
         if !self.doomed.is_empty() {
             self.timings.frozen_us = micros(self.stopped);
@@ -81,9 +86,11 @@ impl Captured {
     }
 
     /// The content of shared memory without a file; how many pages there are.
-    fn write_shared(&mut self) -> Result<PageCount, DumpError> {
-        for (id, image) in self.shared.images() {
-            self.images.write(&pagemap_shmem_name(id), &image.encode())?;
+    fn write_shared(&mut self, checksums: &mut Checksums) -> Result<PageCount, DumpError> {
+        for (id, image, pages) in self.shared.images() {
+            let name = pagemap_shmem_name(id);
+            self.images.write(&name, &image.encode())?;
+            checksums.add(name, image, pages)?;
         }
         Ok(self.shared.pages())
     }
@@ -161,6 +168,7 @@ impl Captured {
             boot_id: process::boot_id()?,
             taken_unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64),
             async_io,
+            checksums: true,
             descendants: descendants.iter().map(CapturedProcess::meta).collect(),
             counters,
             audit,
@@ -220,8 +228,8 @@ fn write_process(
     Ok(())
 }
 
-/// The content of the pagemap image `name`.
-fn pagemap(name: &str, pages_id: u32, runs: &[PlannedRun]) -> Result<Vec<u8>, DumpError> {
+/// The pagemap image `name`.
+fn pagemap(name: &str, pages_id: u32, runs: &[PlannedRun]) -> Result<PagemapImage, DumpError> {
     let mut image = PagemapImage::new(pages_id);
     for run in runs {
         let mut flags = match run.action {
@@ -231,5 +239,5 @@ fn pagemap(name: &str, pages_id: u32, runs: &[PlannedRun]) -> Result<Vec<u8>, Du
         flags.set(PagemapFlags::LAZY, run.lazy && run.action == PageAction::Dump);
         image.push(run.range, flags).map_err(|e| DumpError::encode(name, e))?;
     }
-    Ok(image.encode())
+    Ok(image)
 }

@@ -2,6 +2,7 @@
 
 mod member;
 mod stored;
+mod verify;
 
 use std::collections::HashMap;
 use std::io;
@@ -14,6 +15,7 @@ use nix::fcntl::AT_FDCWD;
 use crate::addr::{Addr, AddrRange, PageCount};
 use crate::range_set::RangeSet;
 
+use super::checksums::ChecksumsError;
 use super::files;
 use super::magic::PARENT;
 use super::meta::MetaError;
@@ -65,6 +67,24 @@ pub enum ChainError {
         path: PathBuf,
         /// What is wrong.
         source: MetaError,
+    },
+    /// The checksums are damaged, too new, or those of other pages.
+    #[error("{}: {source}. To restore without them: --no-verify", path.display())]
+    Checksums {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong.
+        source: ChecksumsError,
+    },
+    /// Pages are not what they were when they were written.
+    #[error("{}: {file}: the pages at {range} are not those that were written: their checksum differs. Restore another checkpoint, or take them as they are with --no-verify", path.display())]
+    Changed {
+        /// The directory.
+        path: PathBuf,
+        /// The pages file.
+        file: String,
+        /// Where: addresses, or offsets in shared memory.
+        range: AddrRange,
     },
     /// The pages file is missing or shorter than the pagemap says.
     #[error("{}: {file} has {has} bytes where the pagemap counts {needed}", path.display())]

@@ -13,6 +13,7 @@ use nix::unistd::{AccessFlags, LinkatFlags, UnlinkatFlags};
 use crate::kernel::SyscallError;
 
 use super::chain::{Chain, ChainError};
+use super::checksums::CHECKSUMS;
 use super::files;
 use super::magic::{INVENTORY, PARENT, STATS_DUMP, pages_name};
 use super::meta::META;
@@ -95,7 +96,7 @@ impl ImagesDir {
             return Err(DirError::Occupied(path.to_owned()));
         }
         let ours = |name: &str| {
-            name.ends_with(".img") || [PARENT, STATS_DUMP, META, UNFINISHED_INVENTORY].contains(&name)
+            name.ends_with(".img") || [PARENT, STATS_DUMP, META, CHECKSUMS, UNFINISHED_INVENTORY].contains(&name)
         };
         if let Some(file) = names.iter().filter_map(|n| n.to_str()).find(|n| ours(n)) {
             return Err(DirError::Leftovers { path: path.to_owned(), file: file.to_owned() });

@@ -156,6 +156,9 @@ pub struct CheckpointMeta {
     /// Whether asynchronous I/O may have been under way.
     #[serde(default)]
     pub async_io: AsyncIo,
+    /// Whether there are checksums of its pages.
+    #[serde(default)]
+    pub checksums: bool,
     /// The root's descendants.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub descendants: Vec<MetaProcess>,
@@ -243,6 +246,7 @@ pub(crate) mod tests {
             boot_id: "b".into(),
             taken_unix_ms: 1_700_000_000_000,
             async_io: AsyncIo::Ending,
+            checksums: false,
             descendants: Vec::new(),
             counters: Counters { pages_written: PageCount(3), ..Counters::default() },
             timings: Timings { frozen_us: 900, ..Timings::default() },

@@ -5,6 +5,7 @@
 
 mod audit;
 pub mod chain;
+pub mod checksums;
 pub mod core;
 #[cfg(test)]
 mod crit;
@@ -25,6 +26,7 @@ pub mod summary;
 
 pub use audit::{Audit, Disagreement, Wrong};
 pub use chain::{Chain, ChainError};
+pub use checksums::Checksums;
 pub use dir::{DirError, ImagesDir};
 pub use magic::ImageKind;
 pub use meta::CheckpointMeta;

@@ -32,6 +32,14 @@ impl PagesFile {
         self.file.write_all_at(bytes, offset).map_err(|e| self.error("pwrite", e))
     }
 
+    /// Fills `bytes` from `offset` on.
+    ///
+    /// # Errors
+    /// pread(2) fails, or the file ends early.
+    pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<(), SyscallError> {
+        self.file.read_exact_at(bytes, offset).map_err(|e| self.error("pread", e))
+    }
+
     /// Moves `len` bytes out of the read end of a pipe to `offset`, by splice(2); by copying where the file system
     /// cannot splice.
     ///

@@ -99,6 +99,14 @@ impl Checkpoint {
         Ok(Self { chain: root, processes, filters, files, locks })
     }
 
+    /// Compares all pages with their checksums, if it has some.
+    pub(super) fn verify(&self) -> Result<(), RestoreError> {
+        for (_, alive) in self.alive() {
+            alive.memory.verify()?;
+        }
+        Ok(self.member().verify_shared()?)
+    }
+
     /// The directory.
     pub(super) fn member(&self) -> &Member {
         self.chain.youngest()

@@ -32,9 +32,10 @@ use crate::target::on_tracer_thread;
 
 use arena::Arena;
 use batch::Batch;
-use checkpoint::{Checkpoint, TASK_SIZE};
+use checkpoint::{Alive, Checkpoint, TASK_SIZE};
 use files::Opened;
 use sessions::Births;
+use task::Task;
 use tree::Tree;
 use vdso::KernelAreas;
 
@@ -50,11 +51,12 @@ pub fn run(request: &Request) -> Result<i32, RestoreError> {
     on_tracer_thread(|| restore(request))
 }
 
-/// Reads the checkpoint in `images` and all its parents as a restore does, and plans what it would do. Makes nothing.
+/// Reads the checkpoint in `images` and all its parents as a restore does, and plans what it would do; compares its pages with their
+/// checksums, if it is to `verify` them. Makes nothing.
 ///
 /// # Errors
 /// Something is missing or damaged, or can be restored nowhere.
-pub fn read(images: &Path) -> Result<(), RestoreError> {
+pub fn read(images: &Path, verify: bool) -> Result<(), RestoreError> {
     let checkpoint = Checkpoint::read(images)?;
     files::read(&checkpoint)?;
     Births::of(&checkpoint.processes)?;
@@ -68,7 +70,7 @@ pub fn read(images: &Path) -> Result<(), RestoreError> {
         };
         tracing::debug!(pid = process.pid, steps = steps.len(), "its memory is planned");
     }
-    Ok(())
+    if verify { checkpoint.verify() } else { Ok(()) }
 }
 
 fn restore(request: &Request) -> Result<i32, RestoreError> {
@@ -79,22 +81,43 @@ fn restore(request: &Request) -> Result<i32, RestoreError> {
     let (arena, parking, home) = arena(&checkpoint, &kernel)?;
 
     let mut tree = Tree::new(&checkpoint, &files, &arena, &kernel, parking, home)?;
+    std::thread::scope(|scope| {
+        // Beside the making of the tree, now that the arena is there: no thread's stack can come in its place.
+        let verification = scope.spawn(|| if request.verify { checkpoint.verify() } else { Ok(()) });
+        let threads = make(&checkpoint, &files, &mut tree, request)?;
+        verification.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let stands = |alive: &Alive| alive.stopped || request.leave_stopped;
+        let stopped: Vec<i32> =
+            checkpoint.alive().filter(|(_, alive)| stands(alive)).map(|(process, _)| process.pid).collect();
+        connections.go_on(&checkpoint)?;
+        tree.release(&threads, &stopped)
+    })?;
+    Ok(checkpoint.root().pid)
+}
+
+/// Makes all processes and threads, as they were; gives the threads, which stand.
+fn make<'a>(
+    checkpoint: &'a Checkpoint,
+    files: &'a Opened,
+    tree: &mut Tree<'a>,
+    request: &Request,
+) -> Result<Vec<Task<'a>>, RestoreError> {
     tree.plant(request.parent, request.shell_job)?;
     tree.zombies()?;
-    files.terminals.foreground(&checkpoint, &tree.tasks)?;
+    files.terminals.foreground(checkpoint, &tree.tasks)?;
 
     // What needs our credentials, or all processes.
     let mut epolls = Vec::new();
     let mut threads = Vec::new();
     for (process, alive) in checkpoint.alive() {
         let mut batch = Batch::of(tree.tasks[&process.pid]);
-        process::prepare(process, alive, &files, &mut batch)?;
-        process::descriptors(process, alive, &files, &mut batch)?;
-        process::epolls(&checkpoint, process, alive, &mut epolls, &mut batch)?;
-        files::locks_of_process(&checkpoint, process.pid, alive, &mut batch)?;
+        process::prepare(process, alive, files, &mut batch)?;
+        process::descriptors(process, alive, files, &mut batch)?;
+        process::epolls(checkpoint, process, alive, &mut epolls, &mut batch)?;
+        files::locks_of_process(checkpoint, process.pid, alive, &mut batch)?;
         set_oom_score(process.pid, alive.task.oom_score_adj)?;
     }
-    files.settle(&checkpoint)?;
+    files.settle(checkpoint)?;
 
     // Threads, and what is theirs.
     for (process, alive) in checkpoint.alive() {
@@ -126,13 +149,7 @@ fn restore(request: &Request) -> Result<i32, RestoreError> {
     for (task, thread) in &threads {
         thread::settle(task, thread, &layout)?;
     }
-    let stands = |stopped: bool| stopped || request.leave_stopped;
-    let stopped: Vec<i32> =
-        checkpoint.alive().filter(|(_, alive)| stands(alive.stopped)).map(|(p, _)| p.pid).collect();
-    let threads: Vec<_> = threads.into_iter().map(|(task, _)| task).collect();
-    connections.go_on(&checkpoint)?;
-    tree.release(&threads, &stopped)?;
-    Ok(checkpoint.root().pid)
+    Ok(threads.into_iter().map(|(task, _)| task).collect())
 }
 
 /// The arena, and behind it twice room for the kernel's areas, to park them and for good: where no process of the tree has

@@ -12,6 +12,8 @@ pub struct Request {
     pub images_dir: PathBuf,
     /// Whose child the root becomes.
     pub parent: Parent,
+    /// Compare all pages with their checksums before anything runs.
+    pub verify: bool,
     /// Leave the tree stopped, as by SIGSTOP.
     pub leave_stopped: bool,
     /// The session and the group of the root are ours, where it leads no session.

@@ -166,9 +166,7 @@ impl Member {
         kind: ImageKind,
         len: impl Fn(&M) -> u64,
     ) -> Result<Vec<(M, Vec<u8>)>, ChainError> {
-        let Some(bytes) =
-            files::read_file(&self.fd, name).map_err(|source| read_error(&self.path, name, source))?
-        else {
+        let Some(bytes) = self.file(name)? else {
             return Ok(Vec::new());
         };
         let read = || {
@@ -188,9 +186,7 @@ impl Member {
     /// # Errors
     /// It is unreadable or damaged, or in pieces (CRIU's `chunks`).
     pub fn ghost(&self, name: &str) -> Result<Option<(GhostFileEntry, Vec<u8>)>, ChainError> {
-        let Some(bytes) =
-            files::read_file(&self.fd, name).map_err(|source| read_error(&self.path, name, source))?
-        else {
+        let Some(bytes) = self.file(name)? else {
             return Ok(None);
         };
         let read = || {
@@ -220,6 +216,16 @@ impl Member {
         self.single(magic::STATS_DUMP, ImageKind::Stats)
     }
 
+    /// The content of file `name`, which has records or is ours; `None` where there is no such file.
+    pub(super) fn file(&self, name: &str) -> Result<Option<Vec<u8>>, ChainError> {
+        files::read_file(&self.fd, name).map_err(|source| read_error(&self.path, name, source))
+    }
+
+    /// The pages of the process.
+    pub(super) fn memory(&self) -> &StoredPages {
+        &self.memory
+    }
+
     pub(super) fn pid(&self) -> i32 {
         self.pid
     }
@@ -239,7 +245,12 @@ impl Member {
     /// # Errors
     /// Its images are unreadable or damaged.
     pub fn shared(&self, id: u32) -> Result<Option<StoredPages>, ChainError> {
-        StoredPages::open(&self.fd, &self.path, &magic::pagemap_shmem_name(id))
+        self.stored(&magic::pagemap_shmem_name(id))
+    }
+
+    /// The pages of pagemap image `name`; `None` where there is no such image.
+    pub(super) fn stored(&self, name: &str) -> Result<Option<StoredPages>, ChainError> {
+        StoredPages::open(&self.fd, &self.path, name)
     }
 
     /// The shared object of each opened file that is a memfd, by the file's number.
@@ -258,9 +269,7 @@ impl Member {
     }
 
     fn single<M: Message + Default>(&self, name: &str, kind: ImageKind) -> Result<Option<M>, ChainError> {
-        let bytes =
-            files::read_file(&self.fd, name).map_err(|source| read_error(&self.path, name, source))?;
-        bytes
+        self.file(name)?
             .map(|bytes| record::single(name, kind, &bytes))
             .transpose()
             .map_err(|source| ChainError::Damaged { path: self.path.clone(), source })
