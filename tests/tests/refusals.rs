@@ -282,8 +282,10 @@ fn dump_that_would_end_what_cannot_be_brought_back() -> Result<()> {
     dump(strict.pid()).arg(&one).refused(&["cannot be asked", "seccomp", "--leave-running"])?;
     ensure!(strict.is_alive()?, "the victim was harmed");
     let mut victim = Victim::start("layout", [scratch.path()])?;
-    ensure!(victim.ask("shmat")? == "ok");
-    dump(victim.pid()).arg(&two).refused(&["System V", "--leave-running"])?;
+    ensure!(victim.ask("shmat")? == "ok" && victim.ask("shm-part")? == "ok");
+    dump(victim.pid())
+        .arg(&two)
+        .refused(&["System V segment of which a part was unmapped", "--leave-running"])?;
     ensure!(victim.ask("shmdt")? == "ok");
     Ok(())
 }

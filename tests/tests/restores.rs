@@ -1,6 +1,7 @@
 //! What memckpt dumped, memckpt restores: the programs go on, and say themselves whether all is right.
 
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
@@ -109,6 +110,118 @@ fn a_seccomp_filter() -> Result<()> {
     going_on::program(PAIR, "a_seccomp_filter", &Wants::default(), |scratch| {
         Program::script("filtered.py", scratch, &[])
     })
+}
+
+/// The files of the tree are looked for below a directory, which is its root from then on.
+#[test]
+fn under_another_root() -> Result<()> {
+    const NAME: &str = "under_another_root";
+    let Some(scratch) = PAIR.place(NAME)? else { return Ok(()) };
+    let output = scratch.path().join("output");
+    let busybox = fs::canonicalize("/bin/busybox")?;
+    let text = format!("i=0; while :; do i=$((i+1)); echo $i ok >> {}; sleep 0.05; done", output.display());
+    let mut command = Command::new(&busybox);
+    command.args(["sh", "-c", &text]);
+    let mut program = Program::start(command, output.clone())?;
+    let images = scratch.directory("images")?;
+    dump(&program, &images)?;
+    let before = program.ended()?;
+    let root = scratch.directory("root")?;
+    let below = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
+    let here = std::env::current_dir()?;
+    let programs = busybox.parent().context("a directory")?;
+    for directory in [Path::new("/proc"), Path::new("/dev"), programs, &here, scratch.path()] {
+        fs::create_dir_all(below(directory))?;
+    }
+    fs::copy(&busybox, below(&busybox))?;
+    fs::rename(&output, below(&output))?;
+    let restore = || memckpt(["restore", "-d", "--root"]).arg(&root).args(&["-D"]).arg(&images);
+    restore().refused(&["has no /proc", "mount -t proc"])?;
+    // Of /dev only what can be seen twice without harm, should it not be taken away again.
+    let (proc, null) = (below(Path::new("/proc")), below(Path::new("/dev/null")));
+    fs::write(&null, "")?;
+    let _mounts = [Mount::new("/proc", &proc)?, Mount::new("/dev/null", &null)?];
+    restore().ok()?;
+    program.output = below(&output);
+    program.wait_for(before + 10)?;
+    ensure!(!output.exists(), "it writes outside of its root");
+    ensure!(fs::read_link(format!("/proc/{}/root", program.pid))? == root, "its root is another");
+    drop(program);
+    Ok(())
+}
+
+/// A directory or file that is seen at another one, too, until this is dropped.
+struct Mount(std::path::PathBuf);
+
+impl Mount {
+    fn new(what: &str, at: &Path) -> Result<Self> {
+        let status = Command::new("mount").args(["--bind", what]).arg(at).status()?;
+        ensure!(status.success(), "mount: {status}");
+        Ok(Self(at.to_owned()))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// What a child does to descriptors, directory and mask, its parent sees.
+#[test]
+fn tables_that_a_parent_and_its_child_share() -> Result<()> {
+    going_on::program(PAIR, "tables_that_a_parent_and_its_child_share", &Wants::default(), |scratch| {
+        Program::script("tables.py", scratch, &[])
+    })
+}
+
+/// Segments of System V, which the tree uses as before: by the attachments that it had, by their numbers, by a key. Their content is that of
+/// the dump; while somebody else has them attached, nothing is restored.
+#[test]
+fn system_v_segments() -> Result<()> {
+    const NAME: &str = "system_v_segments";
+    let Some(scratch) = PAIR.place(NAME)? else { return Ok(()) };
+    let mut program = Program::script("segments.py", &scratch, &[])?;
+    let id = fs::read_to_string(program.output.with_file_name("output.segment"))?;
+    let _segment = Segment(id.clone());
+    // First what has a key is still there, then nothing is, then what is there belongs to somebody.
+    for round in 1..=3 {
+        let images = scratch.directory(&round.to_string())?;
+        dump(&program, &images)?;
+        let before = if round == 1 { program.ended()? } else { program.lines()? };
+        let restore = || memckpt(["restore", "-d", "-D"]).arg(&images);
+        if round == 2 {
+            drop(Segment(id.clone()));
+        }
+        if round == 3 {
+            let text = "import ctypes, sys, time\n\
+                libc = ctypes.CDLL(None)\n\
+                libc.shmat(int(sys.argv[1]), None, 0o10000)\n\
+                print(flush=True)\n\
+                time.sleep(1000)";
+            let mut other = Command::new("/usr/bin/python3")
+                .args(["-c", text, &id])
+                .stdout(std::process::Stdio::piped())
+                .spawn()?;
+            other.stdout.take().context("no output")?.read_exact(&mut [0])?;
+            let refused = restore().refused(&["System V segment", "is attached 1 times", "end them first"]);
+            other.kill()?;
+            other.wait()?;
+            refused?;
+        }
+        restore().ok()?;
+        program.wait_for(before + 10)?;
+    }
+    Ok(())
+}
+
+/// A segment of a victim's; removed on drop.
+struct Segment(String);
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        let _ = Command::new("ipcrm").args(["-m", &self.0]).status();
+    }
 }
 
 /// What a parent and its children share of a mapping is shared after the restore, and what they have written is not: by its Pss in
@@ -225,25 +338,8 @@ fn pages_that_have_changed() -> Result<()> {
     memckpt(["pre-dump", "-t", &pid, "-D"]).arg(&first).ok()?;
     memckpt(["dump", "-t", &pid, "--prev-images-dir", "../1", "-D"]).arg(&last).ok()?;
     let before = program.ended()?;
-    let mut changed = 0;
-    for directory in [&first, &last] {
-        for entry in fs::read_dir(directory)? {
-            let path = entry?.path();
-            let name = path.file_name().and_then(|name| name.to_str()).context("a name")?.to_owned();
-            let whole = fs::read(&path)?;
-            if !name.starts_with("pages-") || whole.is_empty() {
-                continue;
-            }
-            fs::write(&path, whole.iter().map(|byte| byte ^ 1).collect::<Vec<_>>())?;
-            let within = path.parent().and_then(Path::to_str).context("a path")?;
-            memckpt(["restore", "-d", "-D"]).arg(&last).refused(&[within, &name, "checksum"])?;
-            ensure!(!Path::new("/proc").join(&pid).exists(), "process {pid} is left");
-            memckpt(["restore", "--dry-run", "--no-verify", "-D"]).arg(&last).ok()?;
-            fs::write(&path, whole)?;
-            changed += 1;
-        }
-    }
-    ensure!(changed >= 3, "of process, shared memory and parent only {changed} were there");
+    let changed = refused_when_changed(&[&first, &last], &last, &pid)?;
+    ensure!(changed == 2, "two directories, {changed} files of pages");
     let sums = last.join("memckpt-checksums.json");
     let whole = fs::read(&sums)?;
     fs::remove_file(&sums)?;
@@ -252,9 +348,45 @@ fn pages_that_have_changed() -> Result<()> {
     memckpt(["restore", "-d", "-D"]).arg(&last).refused(&["memckpt-checksums.json is damaged"])?;
     fs::write(&sums, whole)?;
     memckpt(["restore", "-d", "-D"]).arg(&last).ok()?;
-    program.wait_for(before + 10)?;
-    say(&format!("{NAME}: found in {changed} files of pages"));
+    program.wait_for(before + 10)
+}
+
+/// So it does of shared memory.
+#[test]
+fn shared_pages_that_have_changed() -> Result<()> {
+    const NAME: &str = "shared_pages_that_have_changed";
+    let Some(scratch) = PAIR.place(NAME)? else { return Ok(()) };
+    let mut program = Program::script("segments.py", &scratch, &[])?;
+    let _segment = Segment(fs::read_to_string(program.output.with_file_name("output.segment"))?);
+    let images = scratch.directory("images")?;
+    dump(&program, &images)?;
+    program.ended()?;
+    let changed = refused_when_changed(&[&images], &images, &program.pid.to_string())?;
+    ensure!(changed == 4, "of two processes and two segments, {changed} files of pages");
     Ok(())
+}
+
+/// Changes all pages in each file of them in `directories`, one after the other, and has `last` be refused. How many files there were.
+fn refused_when_changed(directories: &[&Path], last: &Path, pid: &str) -> Result<usize> {
+    let mut changed = 0;
+    for directory in directories {
+        for entry in fs::read_dir(directory)? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).context("a name")?.to_owned();
+            if !name.starts_with("pages-") || path.metadata()?.len() == 0 {
+                continue;
+            }
+            let whole = fs::read(&path)?;
+            fs::write(&path, whole.iter().map(|byte| byte ^ 1).collect::<Vec<_>>())?;
+            let within = directory.to_str().context("a path")?;
+            memckpt(["restore", "-d", "-D"]).arg(last).refused(&[within, &name, "checksum"])?;
+            ensure!(!Path::new("/proc").join(pid).exists(), "process {pid} is left");
+            memckpt(["restore", "--dry-run", "--no-verify", "-D"]).arg(last).ok()?;
+            fs::write(&path, whole)?;
+            changed += 1;
+        }
+    }
+    Ok(changed)
 }
 
 /// Without `-d` memckpt waits, and passes on how the root ends.
@@ -358,15 +490,13 @@ fn killed_it_leaves_nothing_or_everything() -> Result<()> {
         while states().len() < made && restore.try_wait()?.is_none() {}
         restore.kill()?;
         restore.wait()?;
-        // What ends with memckpt ends at once, but is told to its parents one after the other.
-        wait_until("all or nothing", || {
-            let living = states().iter().filter(|state| !matches!(state, 'Z' | 'X')).count();
-            living == 0 || living == pids.len() - 2
-        })?;
-        let living = states().iter().any(|state| !matches!(state, 'Z' | 'X'));
-        if living {
+        // What ends with memckpt is still there for a moment, and may be the whole tree: that has come back only if it goes on.
+        let living = || states().iter().filter(|state| !matches!(state, 'Z' | 'X')).count();
+        let goes_on = || program.lines().is_ok_and(|lines| lines >= before + 3);
+        wait_until("all or nothing", || living() == 0 || goes_on())?;
+        if living() > 0 {
+            ensure!(living() == pids.len() - 2, "of {} processes {} live", pids.len() - 2, living());
             everything += 1;
-            program.wait_for(before + 3)?;
             nix::sys::signal::killpg(
                 nix::unistd::Pid::from_raw(program.pid),
                 nix::sys::signal::Signal::SIGKILL,

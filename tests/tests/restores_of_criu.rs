@@ -12,6 +12,9 @@ goes_on! { PAIR;
     fn memory_that_is_checked() victim("memory");
     fn a_shell_loop_that_writes_a_file() program(&Wants::default(), Program::shell_loop);
     fn python_with_threads_a_pipe_a_timer_and_a_deleted_file() program(&Wants::default(), Program::python);
+    fn a_deleted_file_with_holes() program(&Wants::default(), |scratch| {
+        Program::script("sparse.py", scratch, &[scratch.path().join("deleted").as_os_str()])
+    });
     fn terminals_of_its_own() terminals();
     fn the_job_of_a_shell() shell_job();
     fn a_pipe_that_leads_outside() outer_pipe();

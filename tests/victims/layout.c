@@ -154,6 +154,8 @@ static int run(const char *command) {
         shm = shmat(id, NULL, 0);
         shmctl(id, IPC_RMID, NULL);
         return shm != (char *)-1;
+    } else if (!strcmp(command, "shm-part")) {
+        return munmap(shm + 5 * PAGE, PAGE) == 0;
     } else if (!strcmp(command, "shmdt")) {
         return shmdt(shm) == 0;
     } else if (!strcmp(command, "remap-file-pages")) {

@@ -19,6 +19,9 @@ pub(crate) struct RestoreArgs {
     /// Directory for the pidfile (default: the images directory)
     #[arg(short = 'W', long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
+    /// Make DIR the root directory of the tree, where all its files are looked for; /proc must be mounted there
+    #[arg(short = 'r', long, value_name = "DIR")]
+    root: Option<PathBuf>,
     /// Return as soon as the tree runs, instead of waiting for its root to end
     #[arg(short = 'd', long)]
     restore_detached: bool,
@@ -60,6 +63,7 @@ pub(crate) fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     }
     let request = Request {
         images_dir: args.images_dir.clone(),
+        root: args.root.clone(),
         parent: if args.restore_sibling { Parent::Ours } else { Parent::Us },
         verify: !args.no_verify,
         leave_stopped: args.leave_stopped,

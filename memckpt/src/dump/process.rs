@@ -131,6 +131,7 @@ impl PreparedProcess {
                 shared.update(pid, &self.layout, images)?;
             }
         }
+        refuse::irrecoverable(pid, None, &self.layout, request)?;
         let parent = Parent::keep(self.parent, request, &known, notes)?;
         let before = parent.as_ref().map_or(AsyncIo::None, |p| p.async_io);
         let made = known.made_io_uring || frozen.has_io_workers();

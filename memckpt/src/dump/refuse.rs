@@ -1,11 +1,11 @@
 //! Everything that memckpt does not capture is refused here, by name and reason, before the target is touched.
 
-use crate::addr::AddrRange;
+use crate::addr::{AddrRange, PAGE_SIZE};
 use crate::kernel::cgroup::Cgroup;
 use crate::kernel::maps::Vma;
 use crate::kernel::process::{self, Bitness, TargetId};
-use crate::kernel::{SyscallError, status};
-use crate::plan::{SharedKind, VmaClass};
+use crate::kernel::{SyscallError, status, sysv_shm};
+use crate::plan::{SharedKind, VmaClass, VmaFacts};
 use crate::range_set::RangeSet;
 use crate::target::{Frozen, FrozenTree};
 
@@ -210,14 +210,37 @@ pub(super) fn irrecoverable(
     if let Some(reason) = no_parasite {
         return Err(Refusal::CannotAsk { pid, reason: reason.to_owned() });
     }
-    match layout.shared_anonymous().find(|(_, kind)| *kind == SharedKind::SysV) {
-        Some((vma, _)) => {
-            let reason = "is System V shared memory, which is made again only in an IPC namespace of its own: \
-                          --leave-running or --leave-stopped take its content";
-            Err(refused_mapping(pid, vma, reason.to_owned()))
+    segments(pid, layout)
+}
+
+/// Refuses System V segments that shmat(2) would not attach again as they are.
+fn segments(pid: i32, layout: &Layout) -> Result<(), Refusal> {
+    let attached = layout.iter().filter(|(_, class, _)| *class == VmaClass::SharedAnon(SharedKind::SysV));
+    let attached: Vec<(&Vma, VmaFacts)> = attached.map(|(vma, _, facts)| (vma, facts)).collect();
+    for (vma, facts) in &attached {
+        let refused = |what: &str| {
+            let reason = format!(
+                "is a System V segment {what}, which memckpt does not restore: --leave-running or --leave-stopped take its content"
+            );
+            Err(refused_mapping(pid, vma, reason))
+        };
+        if facts.hugetlb {
+            return refused("of huge pages");
         }
-        None => Ok(()),
+        let size = sysv_shm::stat(vma.inode as i32).map_or(0, |stat| stat.size.next_multiple_of(PAGE_SIZE));
+        let end = |vma: &Vma| vma.offset + vma.range.len();
+        let is_neighbour = |before: &Vma, after: &Vma| {
+            before.inode == after.inode
+                && before.range.end == after.range.start
+                && end(before) == after.offset
+        };
+        let begins = vma.offset == 0 || attached.iter().any(|(other, _)| is_neighbour(other, vma));
+        let ends = end(vma) == size || attached.iter().any(|(other, _)| is_neighbour(vma, other));
+        if !(begins && ends) {
+            return refused("of which a part was unmapped");
+        }
     }
+    Ok(())
 }
 
 /// Whether `pid` is a process that memckpt can watch and checkpoint: who it is.

@@ -7,10 +7,12 @@
 use nix::sys::stat::FileStat;
 
 use crate::addr::{AddrRange, PageCount};
+use crate::image::meta::MetaSegment;
 use crate::image::pagemap::{PagemapFlags, PagemapImage};
 use crate::image::{ImagesDir, PagesFile};
 use crate::kernel::map_files::MappedObject;
 use crate::kernel::maps::Vma;
+use crate::kernel::sysv_shm::{self, SegmentStat};
 use crate::plan::SharedKind;
 
 use super::error::DumpError;
@@ -30,6 +32,8 @@ struct SharedObject {
     object: MappedObject,
     pages: PagesFile,
     image: PagemapImage,
+    /// What it is to System V, as it is when its content is taken.
+    segment: Option<SegmentStat>,
 }
 
 /// Which object. Segments of System V have their own numbers for inodes, on the device of all shared memory.
@@ -81,7 +85,13 @@ impl SharedObjects {
     fn add(&mut self, key: Key, object: MappedObject, images: &mut ImagesDir) -> Result<(), DumpError> {
         if self.objects.iter().all(|known| known.key != key) {
             let (pages_id, pages) = images.create_pages()?;
-            self.objects.push(SharedObject { key, object, pages, image: PagemapImage::new(pages_id) });
+            self.objects.push(SharedObject {
+                key,
+                object,
+                pages,
+                image: PagemapImage::new(pages_id),
+                segment: None,
+            });
         }
         Ok(())
     }
@@ -109,6 +119,14 @@ impl SharedObjects {
     pub(super) fn grab(&mut self) -> Result<(), DumpError> {
         self.buffer.resize(if self.objects.is_empty() { 0 } else { BATCH as usize }, 0);
         for shared in &mut self.objects {
+            if let (SharedKind::SysV, _, id) = shared.key {
+                shared.segment = match sysv_shm::stat(id as i32) {
+                    Ok(stat) => Some(stat),
+                    // Nobody has it attached any more, and it is gone.
+                    Err(error) if error.errno() == Some(libc::EINVAL) => None,
+                    Err(error) => return Err(error.into()),
+                };
+            }
             for extent in shared.object.extents()? {
                 let offset = shared.image.bytes();
                 shared
@@ -131,6 +149,15 @@ impl SharedObjects {
     /// Each object's number, pagemap and pages.
     pub(super) fn images(&self) -> impl Iterator<Item = (u32, &PagemapImage, &PagesFile)> {
         (1..).zip(&self.objects).map(|(id, shared)| (id, &shared.image, &shared.pages))
+    }
+
+    /// The System V segments among them.
+    pub(super) fn segments(&self) -> Vec<MetaSegment> {
+        let segment = |(object, shared): (u32, &SharedObject)| {
+            let SegmentStat { key, uid, gid, mode, removed, size, .. } = shared.segment?;
+            Some(MetaSegment { object, id: shared.key.2 as i32, key, uid, gid, mode, removed, size })
+        };
+        (1..).zip(&self.objects).filter_map(segment).collect()
     }
 
     /// How many pages were taken.

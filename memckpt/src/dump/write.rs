@@ -45,6 +45,12 @@ impl Captured {
         if request.kind == Kind::Dump {
             self.files.write(&mut self.images)?;
             self.notes.extend_from_slice(self.files.notes());
+            self.notes.extend(self.shared.segments().iter().map(|segment| {
+                format!(
+                    "System V segment {} comes back with memckpt restore; criu restore does not make it",
+                    segment.id
+                )
+            }));
             self.write_tree()?;
         }
         self.images.write(CHECKSUMS, &checksums.encode().map_err(|e| DumpError::encode(CHECKSUMS, e))?)?;
@@ -169,6 +175,7 @@ impl Captured {
             taken_unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64),
             async_io,
             checksums: true,
+            segments: self.shared.segments(),
             descendants: descendants.iter().map(CapturedProcess::meta).collect(),
             counters,
             audit,

@@ -22,7 +22,7 @@ use super::meta::MetaError;
 use super::pagemap::PagemapFlags;
 use super::record::RecordError;
 
-pub use member::Member;
+pub use member::{Ghost, Member};
 pub use stored::StoredPages;
 
 /// A chain that cannot be used. Every variant names the member at fault.
@@ -223,6 +223,12 @@ impl Chain {
         }
         let runs = resolve(&members)?;
         Ok(Self { pid: pid.unwrap_or_default(), members, runs })
+    }
+
+    /// A process without any page, of no checkpoint.
+    #[cfg(test)]
+    pub(crate) fn empty() -> Self {
+        Self { members: Vec::new(), pid: 0, runs: Vec::new() }
     }
 
     /// Its members, youngest first. There is at least one.

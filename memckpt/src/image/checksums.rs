@@ -76,7 +76,9 @@ pub enum ChecksumsError {
     #[error("{CHECKSUMS} is damaged: {0}")]
     Json(#[from] serde_json::Error),
     /// Written by a later memckpt.
-    #[error("{CHECKSUMS} has version {version} and algorithm {algorithm:?}, this memckpt knows {VERSION} and {ALGORITHM:?}")]
+    #[error(
+        "{CHECKSUMS} has version {version} and algorithm {algorithm:?}, this memckpt knows {VERSION} and {ALGORITHM:?}"
+    )]
     Version {
         /// What it has.
         version: u32,
@@ -287,7 +289,8 @@ mod tests {
     #[test]
     fn runs_are_cut_into_blocks() {
         let pagemap = pagemap();
-        let blocks: Vec<_> = blocks(&pagemap).map(|b| (b.range.start.get(), b.range.len(), b.offset)).collect();
+        let blocks: Vec<_> =
+            blocks(&pagemap).map(|b| (b.range.start.get(), b.range.len(), b.offset)).collect();
         assert_eq!(
             blocks,
             [

@@ -96,7 +96,8 @@ impl ImagesDir {
             return Err(DirError::Occupied(path.to_owned()));
         }
         let ours = |name: &str| {
-            name.ends_with(".img") || [PARENT, STATS_DUMP, META, CHECKSUMS, UNFINISHED_INVENTORY].contains(&name)
+            name.ends_with(".img")
+                || [PARENT, STATS_DUMP, META, CHECKSUMS, UNFINISHED_INVENTORY].contains(&name)
         };
         if let Some(file) = names.iter().filter_map(|n| n.to_str()).find(|n| ours(n)) {
             return Err(DirError::Leftovers { path: path.to_owned(), file: file.to_owned() });

@@ -124,6 +124,27 @@ pub struct MetaProcess {
     pub async_io: AsyncIo,
 }
 
+/// A System V segment that the tree has attached. CRIU's images have one of an IPC namespace only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetaSegment {
+    /// Its content: that of `pagemap-shmem-OBJECT.img`.
+    pub object: u32,
+    /// Its number.
+    pub id: i32,
+    /// What others find it by; 0 for nothing.
+    pub key: i32,
+    /// The owner.
+    pub uid: u32,
+    /// The owning group.
+    pub gid: u32,
+    /// Permissions.
+    pub mode: u32,
+    /// Whether it goes with its last attachment.
+    pub removed: bool,
+    /// Its length in bytes.
+    pub size: u64,
+}
+
 /// One checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointMeta {
@@ -159,6 +180,9 @@ pub struct CheckpointMeta {
     /// Whether there are checksums of its pages.
     #[serde(default)]
     pub checksums: bool,
+    /// The System V segments that the tree has attached.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub segments: Vec<MetaSegment>,
     /// The root's descendants.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub descendants: Vec<MetaProcess>,
@@ -247,6 +271,7 @@ pub(crate) mod tests {
             taken_unix_ms: 1_700_000_000_000,
             async_io: AsyncIo::Ending,
             checksums: false,
+            segments: Vec::new(),
             descendants: Vec::new(),
             counters: Counters { pages_written: PageCount(3), ..Counters::default() },
             timings: Timings { frozen_us: 900, ..Timings::default() },

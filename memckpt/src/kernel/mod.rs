@@ -28,6 +28,7 @@ pub mod smaps;
 pub mod sock_diag;
 pub mod socket_options;
 pub mod status;
+pub mod sysv_shm;
 pub mod tcp;
 pub mod terminal;
 pub mod userfaultfd;

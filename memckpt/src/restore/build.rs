@@ -41,6 +41,7 @@ pub(super) fn build(
                     Source::Anonymous => (-1, 0),
                     Source::File { id, offset, flags } => (files.mapped(pid, *id, *flags)?, *offset),
                     Source::Shared { id, offset } => (files.shared(pid, *id)?, *offset),
+                    Source::Segment { .. } => continue,
                 };
                 // An object that is anonymous to its user is one to us that has a descriptor.
                 let anonymous = if fd < 0 { libc::MAP_ANONYMOUS } else { 0 };
@@ -48,6 +49,11 @@ pub(super) fn build(
                 let start = range.start.get();
                 let args = [start, range.len(), u64::from(*prot), flags as u64, fd as u64, offset];
                 batch.call_for(start as i64, "mmap", libc::SYS_mmap, args)?;
+            }
+            Step::Attach { range, object } => {
+                let start = range.start.get();
+                let id = files.segment(pid, *object)?;
+                batch.call_for(start as i64, "shmat", libc::SYS_shmat, [id as u64, start, 0])?;
             }
             Step::Advise { range, advice } => {
                 batch.call("madvise", libc::SYS_madvise, [range.start.get(), range.len(), *advice as u64])?;

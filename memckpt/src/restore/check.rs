@@ -1,7 +1,9 @@
 //! What can be known beforehand to be impossible, said before anything is made.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use crate::image::proto::TaskKobjIdsEntry;
 use crate::kernel::status;
 
 use super::checkpoint::{Checkpoint, State};
@@ -22,20 +24,31 @@ pub(super) fn possible(checkpoint: &Checkpoint, request: &Request) -> Result<(),
         );
         return Err(Refusal::State { pid: root.pid, what }.into());
     }
-    let shares = |number: fn(&crate::image::proto::TaskKobjIdsEntry) -> u32| {
-        let mut seen = std::collections::HashMap::new();
-        checkpoint.alive().find_map(|(process, alive)| {
-            seen.insert(number(&alive.ids), process.pid).map(|other| (process.pid, other))
-        })
-    };
-    for (what, twice) in [
-        ("memory", shares(|ids| ids.vm_id)),
-        ("its table of descriptors", shares(|ids| ids.files_id)),
-        ("its directories", shares(|ids| ids.fs_id)),
-    ] {
-        if let Some((pid, other)) = twice {
-            let what = format!("it shares {what} with process {other}, which memckpt does not restore yet");
-            return Err(Refusal::State { pid, what }.into());
+    Ok(shared(checkpoint)?)
+}
+
+/// Refuses processes that share what only a fork can have them share, unless one is the other's child.
+fn shared(checkpoint: &Checkpoint) -> Result<(), Refusal> {
+    type Number = fn(&TaskKobjIdsEntry) -> u32;
+    let tables: [(&str, Number, bool); 3] = [
+        ("memory", |ids| ids.vm_id, false),
+        ("its table of descriptors", |ids| ids.files_id, true),
+        ("its directories", |ids| ids.fs_id, true),
+    ];
+    for (what, number, is_made) in tables {
+        let mut owners: HashMap<u32, i32> = HashMap::new();
+        for (process, alive) in checkpoint.alive() {
+            let parents = checkpoint.parent(process).map(|(_, parent)| number(&parent.ids));
+            let from_parent = is_made && parents == Some(number(&alive.ids));
+            let Some(other) = owners.insert(number(&alive.ids), process.pid).filter(|_| !from_parent) else {
+                continue;
+            };
+            let pid = process.pid;
+            let what = format!(
+                "it shares {what} with process {other}, which memckpt does not restore{}",
+                if is_made { " but of a process and its child" } else { "" }
+            );
+            return Err(Refusal::State { pid, what });
         }
     }
     Ok(())

@@ -125,6 +125,11 @@ impl Checkpoint {
         &self.processes[0]
     }
 
+    /// The parent of a process, if it lives.
+    pub(super) fn parent(&self, child: &Process) -> Option<(&Process, &Alive)> {
+        self.alive().find(|(parent, _)| parent.pid == child.ppid)
+    }
+
     /// Those that live.
     pub(super) fn alive(&self) -> impl Iterator<Item = (&Process, &Alive)> {
         self.processes.iter().filter_map(|process| match &process.state {

@@ -15,6 +15,8 @@ pub(super) enum Step {
     Unmap(AddrRange),
     /// mmap(2) of anonymous memory, or of what a file or shared object holds.
     Map { range: AddrRange, prot: u32, flags: u32, source: Source },
+    /// shmat(2) of the System V segment with the content of a shared object.
+    Attach { range: AddrRange, object: u32 },
     /// madvise(2)
     Advise { range: AddrRange, advice: i32 },
     /// pread(2) of pages into place.
@@ -34,9 +36,13 @@ pub(super) enum Source {
     File { id: u32, offset: u64, flags: u32 },
     /// A shared object of `pagemap-shmem-ID.img`, from this offset on.
     Shared { id: u32, offset: u64 },
+    /// A System V segment with the content of a shared object, from this offset on.
+    Segment { object: u32, offset: u64 },
 }
 
 const MAP_SHARED: u32 = libc::MAP_SHARED as u32;
+/// What shmat(2) gives its mapping.
+const ATTACHED: u32 = (libc::PROT_READ | libc::PROT_WRITE) as u32;
 /// Flags of mmap(2) that a mapping keeps.
 const KEPT: u32 = (libc::MAP_SHARED
     | libc::MAP_PRIVATE
@@ -64,6 +70,9 @@ pub(super) fn status(vma: &VmaEntry) -> VmaStatus {
 /// What it maps.
 pub(super) fn source(vma: &VmaEntry) -> Source {
     let (id, offset) = (vma.shmid as u32, vma.pgoff);
+    if status(vma).contains(VmaStatus::SYSVIPC) {
+        return Source::Segment { object: id, offset };
+    }
     if status(vma).contains(VmaStatus::ANON_SHARED) {
         return Source::Shared { id, offset };
     }
@@ -85,16 +94,42 @@ pub(super) fn build(vmas: &[VmaEntry], memory: &Chain) -> Vec<Step> {
             // Its object holds them.
             _ => Vec::new(),
         };
-        make(vma, runs, &mut steps);
+        make(vma, vmas, runs, &mut steps);
     }
     steps
 }
 
-fn make(vma: &VmaEntry, runs: Vec<HeldRun>, steps: &mut Vec<Step>) {
+/// Makes `vma`, one of `vmas`.
+fn make(vma: &VmaEntry, vmas: &[VmaEntry], runs: Vec<HeldRun>, steps: &mut Vec<Step>) {
     let range = range(vma);
+    if let Source::Segment { object, offset } = source(vma) {
+        // All of it is attached at once, with the first of its areas; several they are by what was done to some of its pages.
+        if offset == 0 {
+            steps.push(Step::Attach { range: attachment(vma, vmas), object });
+        }
+        fill(vma, ATTACHED, Vec::new(), steps);
+        return;
+    }
     let prot = if runs.is_empty() { vma.prot } else { vma.prot | libc::PROT_WRITE as u32 };
     steps.push(Step::Map { range, prot, flags: vma.flags & KEPT, source: source(vma) });
     fill(vma, prot, runs, steps);
+}
+
+/// The addresses of a segment that is attached with `vma`, one of `vmas`, as its first area.
+fn attachment(vma: &VmaEntry, vmas: &[VmaEntry]) -> AddrRange {
+    let mut whole = range(vma);
+    for next in vmas.iter().filter(|next| next.start >= vma.end) {
+        let follows = range(next).start == whole.end && next.shmid == vma.shmid && next.pgoff == whole.len();
+        if !(follows && is_segment(next)) {
+            break;
+        }
+        whole.end = range(next).end;
+    }
+    whole
+}
+
+fn is_segment(vma: &VmaEntry) -> bool {
+    matches!(source(vma), Source::Segment { .. })
 }
 
 fn fill(vma: &VmaEntry, prot: u32, runs: Vec<HeldRun>, steps: &mut Vec<Step>) {
@@ -134,8 +169,13 @@ pub(super) fn adapt<E>(
     mut differs: impl FnMut(AddrRange) -> Result<Difference, E>,
 ) -> Result<Vec<Step>, E> {
     let mut steps = Vec::new();
+    // What is attached as a whole stays or goes so.
+    let segments = |vmas: &[VmaEntry]| vmas.iter().filter(|vma| is_segment(vma)).cloned().collect::<Vec<_>>();
+    let attached = segments(parent);
+    let attached_alike = attached == segments(child) && attached.iter().all(survives_fork);
     let stays = |vma: &VmaEntry, others: &[VmaEntry]| {
         survives_fork(vma)
+            && (attached_alike || !is_segment(vma))
             && others.binary_search_by_key(&vma.start, |v| v.start).is_ok_and(|at| others[at] == *vma)
     };
     for vma in parent.iter().filter(|vma| is_made(vma) && !stays(vma, child)) {
@@ -145,7 +185,7 @@ pub(super) fn adapt<E>(
         let private = vma.flags & MAP_SHARED == 0;
         if !stays(vma, parent) {
             let runs = if private { memory.within(range(vma)).collect() } else { Vec::new() };
-            make(vma, runs, &mut steps);
+            make(vma, child, runs, &mut steps);
         } else if private {
             let Difference { gone, other } = differs(range(vma))?;
             let prot = if other.is_empty() { vma.prot } else { vma.prot | libc::PROT_WRITE as u32 };
@@ -182,5 +222,68 @@ fn survives_fork(vma: &VmaEntry) -> bool {
 fn lock(vma: &VmaEntry, steps: &mut Vec<Step>) {
     if vma.flags & libc::MAP_LOCKED as u32 != 0 {
         steps.push(Step::Lock(range(vma)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    const PAGE: u64 = 4096;
+
+    /// An area of a System V segment: pages, from this page of it on.
+    fn segment(start: u64, pages: u64, page: u64, prot: i32) -> VmaEntry {
+        VmaEntry {
+            start: start * PAGE,
+            end: (start + pages) * PAGE,
+            pgoff: page * PAGE,
+            shmid: 3,
+            prot: prot as u32,
+            flags: MAP_SHARED | libc::MAP_ANONYMOUS as u32,
+            status: (VmaStatus::REGULAR | VmaStatus::ANON_SHARED | VmaStatus::SYSVIPC).bits(),
+            ..VmaEntry::default()
+        }
+    }
+
+    fn pages(start: u64, count: u64) -> AddrRange {
+        AddrRange::new(start * PAGE, (start + count) * PAGE)
+    }
+
+    const WRITABLE: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
+    /// Attached twice; once with a page in the middle that cannot be written.
+    fn attached() -> Vec<VmaEntry> {
+        vec![
+            segment(16, 1, 0, WRITABLE),
+            segment(17, 1, 1, libc::PROT_READ),
+            segment(18, 2, 2, WRITABLE),
+            segment(20, 4, 0, WRITABLE),
+        ]
+    }
+
+    #[test]
+    fn a_segment_is_attached_whole_and_once_an_attachment() {
+        let steps = build(&attached(), &Chain::empty());
+        let protect = Step::Protect { range: pages(17, 1), prot: libc::PROT_READ as u32 };
+        let attach = |start| Step::Attach { range: pages(start, 4), object: 3 };
+        assert_eq!(steps, [attach(16), protect, attach(20)]);
+    }
+
+    #[test]
+    fn a_child_keeps_what_is_attached_or_attaches_all_of_it_again() {
+        let adapted = |child: &[VmaEntry]| {
+            let same = |_| Ok::<_, Infallible>(Difference::default());
+            let Ok(steps) = adapt(&attached(), child, &Chain::empty(), same);
+            steps
+        };
+        assert_eq!(adapted(&attached()), []);
+        let mut other = attached();
+        other[1].prot = WRITABLE as u32;
+        let steps = adapted(&other);
+        let count = |is: fn(&Step) -> bool| steps.iter().filter(|step| is(step)).count();
+        assert_eq!(count(|step| matches!(step, Step::Unmap(_))), 4, "{steps:?}");
+        assert_eq!(count(|step| matches!(step, Step::Attach { .. })), 2, "{steps:?}");
     }
 }

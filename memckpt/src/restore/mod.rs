@@ -22,6 +22,7 @@ mod thread;
 mod tree;
 mod vdso;
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use crate::addr::{Addr, AddrRange};
@@ -61,8 +62,7 @@ pub fn read(images: &Path, verify: bool) -> Result<(), RestoreError> {
     files::read(&checkpoint)?;
     Births::of(&checkpoint.processes)?;
     for (process, alive) in checkpoint.alive() {
-        let parent = checkpoint.alive().find(|(parent, _)| parent.pid == process.ppid);
-        let steps = match parent {
+        let steps = match checkpoint.parent(process) {
             None => memory::build(&alive.mm.vmas, &alive.memory),
             Some((_, parent)) => memory::adapt(&parent.mm.vmas, &alive.mm.vmas, &alive.memory, |range| {
                 build::difference(&parent.memory, &alive.memory, range)
@@ -75,44 +75,74 @@ pub fn read(images: &Path, verify: bool) -> Result<(), RestoreError> {
 
 fn restore(request: &Request) -> Result<i32, RestoreError> {
     let checkpoint = Checkpoint::read(&request.images_dir)?;
+    if let Some(root) = &request.root {
+        enter(root)?;
+    }
     check::possible(&checkpoint, request)?;
     let (files, connections) = Opened::open(&checkpoint, request)?;
     let kernel = KernelAreas::ours()?;
     let (arena, parking, home) = arena(&checkpoint, &kernel)?;
 
-    let mut tree = Tree::new(&checkpoint, &files, &arena, &kernel, parking, home)?;
     std::thread::scope(|scope| {
         // Beside the making of the tree, now that the arena is there: no thread's stack can come in its place.
         let verification = scope.spawn(|| if request.verify { checkpoint.verify() } else { Ok(()) });
-        let threads = make(&checkpoint, &files, &mut tree, request)?;
+        let made = Tree::new(&checkpoint, &files, &arena, &kernel, parking, home)
+            .and_then(|tree| make(&checkpoint, &files, tree, request));
+        // Wrong pages may be why something else has failed.
         verification.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let (tree, threads) = made?;
         let stands = |alive: &Alive| alive.stopped || request.leave_stopped;
         let stopped: Vec<i32> =
             checkpoint.alive().filter(|(_, alive)| stands(alive)).map(|(process, _)| process.pid).collect();
+        files.let_go();
         connections.go_on(&checkpoint)?;
-        tree.release(&threads, &stopped)
+        tree.release(&threads, &stopped)?;
+        files.keep();
+        Ok::<_, RestoreError>(())
     })?;
     Ok(checkpoint.root().pid)
+}
+
+/// From here on all paths lead below `root`, for this thread and what it makes.
+fn enter(root: &Path) -> Result<(), RestoreError> {
+    let failed = |call, errno| SyscallError::new(call, root.display().to_string(), errno);
+    if !root.join("proc/self/maps").exists() {
+        let root = root.display();
+        let what = format!(
+            "{root} has no /proc, which its processes need to be made: mount -t proc proc {root}/proc"
+        );
+        return Err(Refusal::Checkpoint(what).into());
+    }
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).map_err(|e| failed("unshare(CLONE_FS)", e))?;
+    nix::unistd::chroot(root).map_err(|e| failed("chroot", e))?;
+    Ok(nix::unistd::chdir("/").map_err(|e| failed("chdir", e))?)
 }
 
 /// Makes all processes and threads, as they were; gives the threads, which stand.
 fn make<'a>(
     checkpoint: &'a Checkpoint,
     files: &'a Opened,
-    tree: &mut Tree<'a>,
+    mut tree: Tree<'a>,
     request: &Request,
-) -> Result<Vec<Task<'a>>, RestoreError> {
+) -> Result<(Tree<'a>, Vec<Task<'a>>), RestoreError> {
     tree.plant(request.parent, request.shell_job)?;
     tree.zombies()?;
     files.terminals.foreground(checkpoint, &tree.tasks)?;
 
     // What needs our credentials, or all processes.
+    for (process, alive) in checkpoint.alive() {
+        let mut batch = Batch::of(tree.tasks[&process.pid]);
+        process::prepare(process, alive, files, &mut batch)?;
+    }
+    // Descriptors last: a process may have its parent's table, which has ours until then.
+    let mut tables = HashSet::new();
     let mut epolls = Vec::new();
     let mut threads = Vec::new();
     for (process, alive) in checkpoint.alive() {
         let mut batch = Batch::of(tree.tasks[&process.pid]);
-        process::prepare(process, alive, files, &mut batch)?;
-        process::descriptors(process, alive, files, &mut batch)?;
+        if tables.insert(alive.ids.files_id) {
+            process::descriptors(process, alive, files, &mut batch)?;
+        }
         process::epolls(checkpoint, process, alive, &mut epolls, &mut batch)?;
         files::locks_of_process(checkpoint, process.pid, alive, &mut batch)?;
         set_oom_score(process.pid, alive.task.oom_score_adj)?;
@@ -149,7 +179,7 @@ fn make<'a>(
     for (task, thread) in &threads {
         thread::settle(task, thread, &layout)?;
     }
-    Ok(threads.into_iter().map(|(task, _)| task).collect())
+    Ok((tree, threads.into_iter().map(|(task, _)| task).collect()))
 }
 
 /// The arena, and behind it twice room for the kernel's areas, to park them and for good: where no process of the tree has

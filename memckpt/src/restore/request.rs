@@ -10,6 +10,8 @@ use super::stub::Parent;
 pub struct Request {
     /// The directory of the checkpoint.
     pub images_dir: PathBuf,
+    /// Where the tree finds its files: this becomes its root directory. It has its own `/proc`.
+    pub root: Option<PathBuf>,
     /// Whose child the root becomes.
     pub parent: Parent,
     /// Compare all pages with their checksums before anything runs.

@@ -135,11 +135,12 @@ impl<'a> Tree<'a> {
         child: &'a Process,
     ) -> Result<(), RestoreError> {
         let mut batch = Batch::of(parent);
-        clone(
-            child.pid,
-            CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() },
-            &mut batch,
-        )?;
+        let flags = match &child.state {
+            State::Alive(alive) => shared(parents, alive),
+            State::Zombie { .. } => 0,
+        };
+        let args = CloneArgs { flags, exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+        clone(child.pid, args, &mut batch)?;
         let task = batch.fork().map_err(|e| taken_task(child.pid, e))?;
         self.tasks.insert(child.pid, task);
         let State::Alive(alive) = &child.state else { return Ok(()) };
@@ -280,6 +281,13 @@ fn check_threads(pid: i32, alive: &Alive, old: &OldVdso) -> Result<(), Refusal> 
             Err(Refusal::State { pid, what })
         }
     }
+}
+
+/// The flags of a clone(2) by which a child shares what it shared with its parent.
+fn shared(parent: &Alive, child: &Alive) -> u64 {
+    let files = if parent.ids.files_id == child.ids.files_id { libc::CLONE_FILES } else { 0 };
+    let fs = if parent.ids.fs_id == child.ids.fs_id { libc::CLONE_FS } else { 0 };
+    (files | fs) as u64
 }
 
 /// Adds a clone3(2) that makes `tid`.

@@ -12,13 +12,22 @@ use crate::image::magic::{self, ImageKind};
 use crate::image::meta::{CheckpointMeta, META};
 use crate::image::pagemap::PagemapImage;
 use crate::image::proto::{
-    CoreEntry, FdinfoEntry, FileEntry, FsEntry, GhostFileEntry, InventoryEntry, MemfdFileEntry,
-    MemfdInodeEntry, MmEntry, PstreeEntry, StatsEntry, TaskKobjIdsEntry,
+    CoreEntry, FdinfoEntry, FileEntry, FsEntry, GhostChunkEntry, GhostFileEntry, InventoryEntry,
+    MemfdFileEntry, MemfdInodeEntry, MmEntry, PstreeEntry, StatsEntry, TaskKobjIdsEntry,
 };
 use crate::image::record::{self, RecordError, Records};
 
 use super::ChainError;
 use super::stored::StoredPages;
+
+/// A file without a name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ghost {
+    /// What it is.
+    pub entry: GhostFileEntry,
+    /// What it holds, by offsets; the rest is holes.
+    pub pieces: Vec<(u64, Vec<u8>)>,
+}
 
 /// One directory of a chain, open.
 #[derive(Debug)]
@@ -184,20 +193,22 @@ impl Member {
     /// A file without a name, and what it holds; absent where there is no image `name`.
     ///
     /// # Errors
-    /// It is unreadable or damaged, or in pieces (CRIU's `chunks`).
-    pub fn ghost(&self, name: &str) -> Result<Option<(GhostFileEntry, Vec<u8>)>, ChainError> {
-        let Some(bytes) = self.file(name)? else {
-            return Ok(None);
-        };
+    /// It is unreadable or damaged.
+    pub fn ghost(&self, name: &str) -> Result<Option<Ghost>, ChainError> {
+        let Some(bytes) = self.file(name)? else { return Ok(None) };
         let read = || {
             let mut records = Records::open(name, ImageKind::GhostFile, &bytes)?;
             let entry: GhostFileEntry = records.expect()?;
+            let mut pieces = Vec::new();
             if entry.chunks.unwrap_or(false) {
-                return Err(
-                    records.content_error("its content is in pieces, which memckpt does not read yet")
-                );
+                // CRIU's form of a file with holes.
+                while let Some(chunk) = records.next_record::<GhostChunkEntry>()? {
+                    pieces.push((chunk.off, records.raw(chunk.len)?.to_vec()));
+                }
+            } else {
+                pieces.push((0, records.everything().to_vec()));
             }
-            Ok((entry, records.everything().to_vec()))
+            Ok(Ghost { entry, pieces })
         };
         read().map(Some).map_err(|source| ChainError::Damaged { path: self.path.clone(), source })
     }

@@ -7,6 +7,7 @@ mod lock;
 mod opening;
 mod path;
 mod pipe;
+mod segment;
 mod shared;
 mod socket;
 mod terminal;
@@ -24,6 +25,7 @@ use super::checkpoint::Checkpoint;
 use super::error::{Refusal, RestoreError};
 
 use late::{Late, OpenedThere};
+use segment::Segments;
 use shared::SharedObjects;
 use terminal::Terminals;
 
@@ -46,6 +48,7 @@ pub(super) struct Opened {
     least: i32,
     mapped: HashMap<(u32, u32), OwnedFd>,
     shared: SharedObjects,
+    segments: Segments,
     owners: Vec<(u32, FownEntry)>,
     pub(super) terminals: Terminals,
     watches: Vec<(u32, InotifyFileEntry)>,
@@ -70,6 +73,24 @@ impl Opened {
     /// Our descriptor of shared object `id`.
     pub(super) fn shared(&self, pid: i32, id: u32) -> Result<i32, RestoreError> {
         known(pid, id, self.shared.get(id))
+    }
+
+    /// The number of the System V segment with the content of shared object `id`.
+    pub(super) fn segment(&self, pid: i32, id: u32) -> Result<i32, RestoreError> {
+        self.segments.id(id).ok_or_else(|| {
+            let what = format!("segment {id} is not in the images");
+            Refusal::State { pid, what }.into()
+        })
+    }
+
+    /// The tree has all that it needs: what would show that we were there goes.
+    pub(super) fn let_go(&self) {
+        self.segments.detach();
+    }
+
+    /// The tree runs: what outlasts processes stays.
+    pub(super) fn keep(&self) {
+        self.segments.keep();
     }
 
     /// Once all processes are there and have opened theirs: who is told of what happens to a file, who has locked it, who watches it,

@@ -15,6 +15,7 @@ use crate::restore::request::Request;
 use super::late::Late;
 use super::path::Ghosts;
 use super::pipe::Pipes;
+use super::segment::{self, Segments};
 use super::shared::SharedObjects;
 use super::socket::{Connections, UnixSockets, is_connection};
 use super::terminal::Terminals;
@@ -40,6 +41,7 @@ pub(in crate::restore) fn read(checkpoint: &Checkpoint) -> Result<(), RestoreErr
     Pipes::read(member)?;
     let terminals = Terminals::read(member)?;
     UnixSockets::read(member)?;
+    segment::read(checkpoint)?;
     for (process, alive) in checkpoint.alive() {
         for id in used(alive) {
             Late::of(checkpoint, &terminals, process.pid, checkpoint.file(process.pid, id)?)?;
@@ -58,6 +60,7 @@ impl Opened {
         let sockets = || checkpoint.files.values().filter_map(|entry| entry.isk.as_ref());
         check_connections(sockets(), request)?;
         raise_limit()?;
+        let segments = Segments::make(checkpoint)?;
         let unix = checkpoint.files.values().filter_map(|entry| entry.usk.clone());
         let mut opening = Opening {
             checkpoint,
@@ -102,7 +105,7 @@ impl Opened {
         opening.ghosts.unlink();
         opening.terminals.settle(checkpoint, least)?;
         let Opening { shared, connections, terminals, watches, .. } = opening;
-        Ok((Self { files, late, least, mapped, shared, owners, terminals, watches }, connections))
+        Ok((Self { files, late, least, mapped, shared, segments, owners, terminals, watches }, connections))
     }
 }
 

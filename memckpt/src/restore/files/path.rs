@@ -1,15 +1,16 @@
 //! Files with a path, and those that have lost theirs.
 
 use std::collections::HashMap;
-use std::io::{Seek as _, SeekFrom, Write as _};
+use std::io::{Seek as _, SeekFrom};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 
-use crate::image::chain::Member;
-use crate::image::proto::{GhostFileEntry, RegFileEntry, RemapFilePathEntry, RemapType};
+use crate::image::chain::{Ghost, Member};
+use crate::image::proto::{RegFileEntry, RemapFilePathEntry, RemapType};
 use crate::image::{ImageKind, magic};
 use crate::kernel::SyscallError;
 use crate::restore::error::{Refusal, RestoreError};
@@ -22,7 +23,7 @@ use super::{ONCE, reopen};
 pub(super) struct Ghosts {
     /// The ghost of each file.
     of: HashMap<u32, u32>,
-    contents: HashMap<u32, (GhostFileEntry, Vec<u8>)>,
+    contents: HashMap<u32, Ghost>,
     made: HashMap<u32, OwnedFd>,
     named: Vec<PathBuf>,
 }
@@ -61,7 +62,7 @@ impl Ghosts {
     /// Makes ghost `number`, which had `name`: at that name if it is free, so that links in /proc say it.
     fn make(&mut self, number: u32, name: &str) -> Result<&OwnedFd, RestoreError> {
         if !self.made.contains_key(&number) {
-            let (entry, bytes) = &self.contents[&number];
+            let Ghost { entry, pieces } = &self.contents[&number];
             let mode = Mode::from_bits_truncate(entry.mode & 0o7777);
             let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
             let fd = match nix::fcntl::open(name, flags | OFlag::O_CREAT | OFlag::O_EXCL, mode) {
@@ -81,8 +82,13 @@ impl Ghosts {
             nix::sys::stat::fchmod(&fd, mode).map_err(|e| failed("fchmod", e.into()))?;
             nix::unistd::fchown(&fd, Some(entry.uid.into()), Some(entry.gid.into()))
                 .map_err(|e| failed("fchown", e.into()))?;
-            let mut file = std::fs::File::from(fd);
-            file.write_all(bytes).map_err(|e| failed("write", e))?;
+            let file = std::fs::File::from(fd);
+            for (at, bytes) in pieces {
+                file.write_all_at(bytes, *at).map_err(|e| failed("pwrite", e))?;
+            }
+            if let Some(size) = entry.size.filter(|_| entry.chunks.unwrap_or(false)) {
+                file.set_len(size).map_err(|e| failed("ftruncate", e))?;
+            }
             self.made.insert(number, file.into());
         }
         Ok(&self.made[&number])

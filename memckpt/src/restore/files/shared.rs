@@ -144,17 +144,26 @@ fn memfd(inode: &MemfdInodeEntry) -> Result<OwnedFd, RestoreError> {
 /// Copies what is stored of an object into it. Pages are whole; its `length` need not be.
 fn fill(pages: &StoredPages, fd: &OwnedFd, length: u64) -> Result<(), RestoreError> {
     let file = File::from(reopen(fd, libc::O_RDWR)?);
+    each_block(pages, |at, bytes| {
+        let within = length.saturating_sub(at).min(bytes.len() as u64) as usize;
+        let written = file.write_all_at(&bytes[..within], at);
+        let object = || format!("shared memory (descriptor {})", fd.as_raw_fd());
+        Ok(written.map_err(|e| SyscallError::new("pwrite", object(), e))?)
+    })
+}
+
+/// Gives all that is stored of an object, by its offsets, to `write`.
+pub(super) fn each_block(
+    pages: &StoredPages,
+    mut write: impl FnMut(u64, &[u8]) -> Result<(), RestoreError>,
+) -> Result<(), RestoreError> {
     let mut buffer = vec![0; BLOCK as usize];
     for run in pages.pagemap().runs().iter().filter(|run| run.flags.contains(PagemapFlags::PRESENT)) {
         let mut done = 0;
         while done < run.range.len() {
             let len = BLOCK.min(run.range.len() - done) as usize;
             pages.read(run.offset + done, &mut buffer[..len])?;
-            let at = run.range.start.get() + done;
-            let within = length.saturating_sub(at).min(len as u64) as usize;
-            file.write_all_at(&buffer[..within], at).map_err(|e| {
-                SyscallError::new("pwrite", format!("shared memory (descriptor {})", fd.as_raw_fd()), e)
-            })?;
+            write(run.range.start.get() + done, &buffer[..len])?;
             done += len as u64;
         }
     }
