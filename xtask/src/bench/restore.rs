@@ -35,15 +35,16 @@ pub(crate) struct Args {
 /// `cargo xtask bench restore`.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if let Some(pages) = &args.plainly {
-        read_plainly(pages)?;
+        println!("{}", read_plainly(pages)?);
         return Ok(ExitCode::SUCCESS);
     }
     // The process, its image, and the process again.
     args.place.run("restore", "6G", &["memckpt-resident"], measure)
 }
 
-/// Maps as much as the file has, faults it in, and reads the file.
-fn read_plainly(pages: &Path) -> Result<()> {
+/// Maps as much as the file has, faults it in, and reads the file: the microseconds that it takes.
+fn read_plainly(pages: &Path) -> Result<u64> {
+    let begun = Instant::now();
     let mut file = File::open(pages)?;
     let len = usize::try_from(file.metadata()?.len())?;
     let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
@@ -59,7 +60,7 @@ fn read_plainly(pages: &Path) -> Result<()> {
     for piece in memory.chunks_mut(PIECE) {
         file.read_exact(piece)?;
     }
-    Ok(())
+    Ok(u64::try_from(begun.elapsed().as_micros())?)
 }
 
 fn measure(programs: &Path) -> Result<bool> {
@@ -96,18 +97,17 @@ fn measure(programs: &Path) -> Result<bool> {
     Ok(passed)
 }
 
-/// Microseconds of the program that is compared with.
+/// Microseconds of the program that is compared with, without its start and its end.
 fn plain(pages: &Path) -> Result<u64> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["bench", "restore", "--plainly"]).arg(pages);
-    let begun = Instant::now();
-    let status = command.status()?;
-    let took = begun.elapsed();
-    ensure!(status.success(), "the plain program fails ({status})");
-    Ok(u64::try_from(took.as_micros())?)
+    let output = command.output()?;
+    ensure!(output.status.success(), "the plain program fails ({})", output.status);
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.trim().parse().with_context(|| format!("the plain program says {text:?}"))
 }
 
-/// Microseconds of a restore. What comes back finds nobody at its pipes any more, and ends in order.
+/// Microseconds of a restore, with the start and the end of memckpt. What comes back finds nobody at its pipes any more, and ends in order.
 fn restore(memckpt: &Memckpt, images: &str, pid: i32) -> Result<u64> {
     let mut command = memckpt.command(&["restore", "--shell-job", "-d", "-S", "-D", images]);
     command.stdin(Stdio::null());
