@@ -1,8 +1,8 @@
-# Has a deleted file of 64 MiB open, which has little but holes: `sparse.py OUTPUT DELETED`.
+# Has a deleted file of 512 KiB open, which has little but holes: `sparse.py OUTPUT DELETED`.
 import os, sys
 from telling import rounds
 
-SIZE, AT = 64 << 20, (0, 5 << 20, (64 << 20) - 4096)
+SIZE, AT = 512 << 10, (0, 200 << 10, 508 << 10)
 file = os.open(sys.argv[2], os.O_RDWR | os.O_CREAT | os.O_EXCL)
 os.unlink(sys.argv[2])
 os.ftruncate(file, SIZE)
@@ -17,7 +17,7 @@ def wrong():
     for n, at in enumerate(AT):
         if os.pread(file, 4096, at) != bytes([n + 1]) * 4096:
             return "other bytes at %d" % at
-    if os.pread(file, 4096, 1 << 20) != bytes(4096):
+    if os.pread(file, 4096, 100 << 10) != bytes(4096):
         return "bytes in a hole"
 
 

@@ -94,7 +94,7 @@ fn restore(request: &Request) -> Result<i32, RestoreError> {
         let stands = |alive: &Alive| alive.stopped || request.leave_stopped;
         let stopped: Vec<i32> =
             checkpoint.alive().filter(|(_, alive)| stands(alive)).map(|(process, _)| process.pid).collect();
-        files.let_go();
+        files.let_go()?;
         connections.go_on(&checkpoint)?;
         tree.release(&threads, &stopped)?;
         files.keep();

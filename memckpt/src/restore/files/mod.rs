@@ -84,8 +84,8 @@ impl Opened {
     }
 
     /// The tree has all that it needs: what would show that we were there goes.
-    pub(super) fn let_go(&self) {
-        self.segments.detach();
+    pub(super) fn let_go(&self) -> Result<(), SyscallError> {
+        self.segments.detach()
     }
 
     /// The tree runs: what outlasts processes stays.

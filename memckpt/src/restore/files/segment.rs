@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::image::chain::StoredPages;
 use crate::image::meta::MetaSegment;
+use crate::kernel::SyscallError;
 use crate::kernel::sysv_shm::{self, Attached};
 use crate::restore::checkpoint::Checkpoint;
 use crate::restore::error::{Refusal, RestoreError};
@@ -87,28 +88,31 @@ impl Segments {
         Some(self.by_object.get(&object)?.told.id)
     }
 
-    /// Their users have attached them.
-    pub(super) fn detach(&self) {
-        self.by_object.values().for_each(|segment| drop(segment.attached.take()));
+    /// Their users have attached them: what was removed goes with its last attachment again.
+    pub(super) fn detach(&self) -> Result<(), SyscallError> {
+        for Segment { told, attached, .. } in self.by_object.values() {
+            if told.removed {
+                sysv_shm::remove(told.id)?;
+            }
+            attached.take();
+        }
+        Ok(())
     }
 
-    /// Their users run: they stay, or go with their last attachment, as they would have.
+    /// Their users run: they stay.
     pub(super) fn keep(&self) {
         self.kept.set(true);
-        for Segment { told, .. } in self.by_object.values().filter(|segment| segment.told.removed) {
-            if let Err(error) = sysv_shm::remove(told.id) {
-                tracing::warn!(%error, "a segment that was removed stays");
-            }
-        }
     }
 }
 
 impl Drop for Segments {
     fn drop(&mut self) {
-        for Segment { told, .. } in self.by_object.values().filter(|segment| segment.is_ours) {
-            if !self.kept.get()
-                && let Err(error) = sysv_shm::remove(told.id)
-            {
+        if self.kept.get() {
+            return;
+        }
+        for Segment { told, attached, .. } in self.by_object.values().filter(|segment| segment.is_ours) {
+            let goes_by_itself = told.removed && attached.borrow().is_none();
+            if !goes_by_itself && let Err(error) = sysv_shm::remove(told.id) {
                 tracing::warn!(%error, "a segment is left of a restore that failed");
             }
         }
