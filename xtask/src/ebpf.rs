@@ -11,6 +11,8 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
+use crate::tools::{self, must};
+
 const RUSTC: &str = "/usr/bin/rustc";
 const CARGO: &str = "/usr/bin/cargo";
 const PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
@@ -121,50 +123,23 @@ fn install(packages: &[&str]) -> Result<()> {
     must(Command::new("apt-get").args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages))
 }
 
-/// Where tools that no package offers are kept.
-fn tools() -> Result<PathBuf> {
-    let cache = match std::env::var_os("XDG_CACHE_HOME").filter(|v| Path::new(v).is_absolute()) {
-        Some(cache) => PathBuf::from(cache),
-        None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(".cache"),
-    };
-    Ok(cache.join("memckpt/tools"))
-}
-
 /// Makes sure of a bpf-linker against the compiler's own LLVM, of version `llvm`.
 fn bpf_linker(llvm: &str) -> Result<PathBuf> {
-    let tools = tools()?;
-    let prefix = tools.join("bpf-linker");
-    let linker = prefix.join("bin/bpf-linker");
-    if output(Command::new(&linker).arg("--version")).is_ok_and(|v| v.contains(BPF_LINKER)) {
-        return Ok(linker);
-    }
     let (major, rest) = llvm.split_once('.').context("an LLVM version without a dot")?;
     let minor = rest.split('.').next().unwrap_or("0");
     let library = format!("/usr/lib/x86_64-linux-gnu/libLLVM.so.{major}.{minor}");
     ensure!(Path::new(&library).exists(), "{library}, which {RUSTC} should have brought, is missing");
-    println!("building bpf-linker {BPF_LINKER} against LLVM {llvm} (2 to 3 minutes)");
-    let llvm_prefix = tools.join(format!("llvm-{major}"));
+    let llvm_prefix = tools::directory()?.join(format!("llvm-{major}"));
     let link = llvm_prefix.join("lib/libLLVM.so");
     fs::create_dir_all(llvm_prefix.join("lib"))
         .with_context(|| format!("creating {}", llvm_prefix.display()))?;
     let _ = fs::remove_file(&link);
     std::os::unix::fs::symlink(&library, &link).with_context(|| format!("linking {}", link.display()))?;
-    must(
-        Command::new("cargo")
-            .args([
-                "install",
-                "bpf-linker",
-                "--version",
-                BPF_LINKER,
-                "--locked",
-                "--force",
-                "--no-default-features",
-            ])
-            .args(["--features", &format!("llvm-{major}"), "--root"])
-            .arg(&prefix)
-            .env("LLVM_PREFIX", &llvm_prefix),
-    )?;
-    Ok(linker)
+    tools::install("bpf-linker", BPF_LINKER, |cargo| {
+        cargo
+            .args(["--no-default-features", "--features", &format!("llvm-{major}")])
+            .env("LLVM_PREFIX", &llvm_prefix);
+    })
 }
 
 /// The object without DWARF. BTF stays: the loader and the verifier's log use it.
@@ -193,10 +168,4 @@ fn output(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("running {command:?}"))?;
     ensure!(output.status.success(), "{command:?}: {}", output.status);
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-fn must(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("running {command:?}"))?;
-    ensure!(status.success(), "{command:?}: {status}");
-    Ok(())
 }

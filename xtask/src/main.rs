@@ -1,13 +1,15 @@
-//! memckpt's build and test commands: `cargo xtask run | test | vm | ebpf | bench`.
+//! memckpt's build and test commands: `cargo xtask run | test | vm | ebpf | bench | fuzz`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool: this is its output")]
 
 mod bench;
 mod ebpf;
+mod fuzz;
 mod packages;
 mod process;
 mod run;
 mod table;
 mod test;
+mod tools;
 mod vm;
 mod workspace;
 
@@ -35,6 +37,8 @@ enum Command {
     Ebpf(ebpf::Args),
     /// Measure, print a table, and say PASS or FAIL for each criterion.
     Bench(bench::Args),
+    /// Fuzz the readers of images with cargo-fuzz, beginning with real checkpoints.
+    Fuzz(fuzz::Args),
     /// Run a prepared list of tests in this place (what `test` starts here, with sudo, or in a guest).
     #[command(hide = true)]
     RunTests(test::runner::Args),
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Vm(args) => vm::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::RunTests(args) => test::runner::run(&args),
         Command::Ebpf(args) => ebpf::run(&args),
     };

@@ -42,6 +42,9 @@ pub(crate) const TEST: &[Tool] = &[
     tool("node", "nodejs"),
 ];
 
+/// What `cargo xtask fuzz` needs beside it.
+pub(crate) const FUZZ: &[Tool] = &[tool("g++", "g++")];
+
 /// Installs the packages of those `tools` that are missing.
 ///
 /// # Errors
