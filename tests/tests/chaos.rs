@@ -217,7 +217,7 @@ fn chaos(test: &str, mode: Mode) -> Result<()> {
         skip(test, reason);
         return Ok(());
     }
-    let seconds = number("MEMCKPT_CHAOS_SECONDS").unwrap_or(if quick() { 30 } else { 60 });
+    let seconds = number("MEMCKPT_CHAOS_SECONDS").unwrap_or(if quick() { 20 } else { 60 });
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let mut seed = number("MEMCKPT_SEED").unwrap_or(now);
     let end = Instant::now() + Duration::from_secs(seconds);
