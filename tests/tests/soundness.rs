@@ -242,7 +242,7 @@ fn in_one_round(images: &oracle::Treatment, told: &Told) -> Result<()> {
 const TOGETHER: [u32; 19] = [1, 2, 3, 7, 8, 9, 10, 11, 12, 13, 14, 15, 17, 23, 24, 27, 28, 30, 32];
 
 /// Those that cannot: most of them concern the whole process.
-const ALONE: [u32; 16] = [4, 5, 6, 16, 18, 19, 20, 21, 22, 25, 26, 29, 31, 33, 34, 35];
+const ALONE: [u32; 17] = [4, 5, 6, 16, 18, 19, 20, 21, 22, 25, 26, 29, 31, 33, 34, 35, 36];
 
 /// What must come of a row.
 fn expected(row: u32, mode: Mode) -> (Outcome, &'static [&'static str]) {
@@ -277,6 +277,7 @@ fn may_lack(row: u32, mode: Mode) -> &'static [&'static str] {
         25 => &["open /dev/mem:"],
         34 => &["no userfaultfd for faults of the kernel"],
         35 if mode.tracker == Tracker::UffdWp => &["MADV_COLLAPSE: Invalid argument"],
+        36 if !kernel_at_least(6, 12) => &["this kernel keeps the pages of zeroes"],
         _ => &[],
     }
 }

@@ -50,6 +50,10 @@ pub(super) fn check(
     let mut gone = narrowed.clone();
     gone.subtract(&inherited(&full)?);
     gone.subtract(&dumped);
+    // The kernel puts the zero page in the place of what is all zeroes, when it splits a huge page (docs/soundness.md, row 36).
+    let zero = states.iter().filter(|run| run.flags.contains(PageFlags::ZERO));
+    let zeroed = gone.intersection(&zero.map(|run| run.range).collect());
+    gone.subtract(&zeroed);
     for range in gone.iter() {
         audit.found(range, Wrong::Dropped);
     }
@@ -58,12 +62,14 @@ pub(super) fn check(
     let mut rest = narrowed.clone();
     rest.subtract(&dumped);
     rest.subtract(&gone);
+    rest.subtract(&zeroed);
     if let Some(parent) = parent {
         // Dirty without a hint is no miss by itself: a VMA that grew or was merged is soft-dirty as a whole
         // (docs/soundness.md, row 15), and its old pages are what they were.
         let unseen = narrowed.intersection(&dumped);
         audit.pages_overstated = unseen.pages();
         compare(&unseen, parent, memory, Wrong::Unseen, &mut audit)?;
+        compare(&zeroed, parent, memory, Wrong::Dropped, &mut audit)?;
         compare(&rest, parent, memory, Wrong::Bytes, &mut audit)?;
     }
     if audit.disagreements > 0 { Err(DumpError::Audit(Box::new(audit))) } else { Ok(audit) }

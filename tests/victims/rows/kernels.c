@@ -1,10 +1,13 @@
-/* Rows in which the kernel has a part of its own: 5 6 8 16 17 18 22 23 33 35. */
+/* Rows in which the kernel has a part of its own: 5 6 8 16 17 18 22 23 33 35 36. */
 #include "rows.h"
 
 #include <linux/aio_abi.h>
 #include <linux/io_uring.h>
 #include <sys/swap.h>
 
+#ifndef MADV_COLD
+#define MADV_COLD 20
+#endif
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
 #endif
@@ -287,6 +290,25 @@ static const char *collapse_deed(void) {
     return smaps(collapsed, "AnonHugePages:") == HUGE / 1024 ? NULL : "MADV_COLLAPSE collapses nothing";
 }
 
+/* 36: a huge page is split, and what is all zeroes in it becomes the zero page. */
+static char *divided;
+static const char *split_prepare(void) {
+    divided = reserve(HUGE);
+    if (mprotect(divided, HUGE, PROT_READ | PROT_WRITE) || madvise(divided, HUGE, MADV_HUGEPAGE))
+        return failed("MADV_HUGEPAGE");
+    fill(divided, 8, 54);
+    if (smaps(divided, "AnonHugePages:") != HUGE / 1024) return "the kernel gives no transparent huge page";
+    tell("range", divided, 8);
+    tell("control", area(8, 55), 8);
+    return NULL;
+}
+static const char *split_deed(void) {
+    if (madvise(divided, PAGE, MADV_COLD)) return failed("MADV_COLD");
+    if (smaps(divided, "AnonHugePages:") != 0) return "MADV_COLD of a part splits nothing";
+    /* Zero pages do not count. */
+    return smaps(divided, "Rss:") == 8 * PAGE / 1024 ? NULL : "this kernel keeps the pages of zeroes";
+}
+
 const struct row kernels[] = {
     {5, aio_prepare, aio_deed, NULL},
     {6, hugetlb_prepare, hugetlb_deed, NULL},
@@ -298,5 +320,6 @@ const struct row kernels[] = {
     {23, vdso_prepare, vdso_deed, NULL},
     {33, uring_prepare, uring_deed, NULL},
     {35, collapse_prepare, collapse_deed, NULL},
+    {36, split_prepare, split_deed, NULL},
     {0},
 };
