@@ -157,6 +157,7 @@ fn facts(flags: &[(AddrRange, VmFlags)], range: AddrRange) -> VmaFacts {
         mergeable: all.contains(VmFlags::MERGEABLE),
         grows_down: all.contains(VmFlags::GROWS_DOWN),
         locked: all.contains(VmFlags::LOCKED),
+        no_reserve: all.contains(VmFlags::NO_RESERVE),
         droppable: all.contains(VmFlags::DROPPABLE),
         wipe_on_fork: all.contains(VmFlags::WIPE_ON_FORK),
         shadow_stack: all.contains(VmFlags::SHADOW_STACK),

@@ -60,6 +60,8 @@ pub struct VmaFacts {
     pub grows_down: bool,
     /// `lo`: locked.
     pub locked: bool,
+    /// `nr`: no memory is reserved for it (MAP_NORESERVE).
+    pub no_reserve: bool,
     /// `dp`: the kernel may drop its pages (MAP_DROPPABLE, Linux 6.11).
     pub droppable: bool,
     /// `wf`: empty in children.
@@ -244,6 +246,7 @@ impl VmaClass {
             (!of_file, libc::MAP_ANONYMOUS),
             (facts.grows_down, libc::MAP_GROWSDOWN),
             (facts.locked, libc::MAP_LOCKED),
+            (facts.no_reserve, libc::MAP_NORESERVE),
             (facts.hugetlb, libc::MAP_HUGETLB),
         ];
         flags.iter().filter(|(on, _)| *on).fold(0, |all, (_, flag)| all | *flag as u32)
@@ -325,5 +328,7 @@ mod tests {
         check(&vma("[vsyscall]", false, (0, 0), 0), none, S::VSYSCALL | S::ANON_PRIVATE, 0x22);
         let stack = VmaFacts { grows_down: true, ..none };
         check(&vma("[stack]", false, (0, 0), 0), stack, S::REGULAR | S::ANON_PRIVATE, 0x122);
+        let sparse = VmaFacts { no_reserve: true, ..none };
+        check(&vma("", false, (0, 0), 0), sparse, S::REGULAR | S::ANON_PRIVATE, 0x4022);
     }
 }
