@@ -1,5 +1,6 @@
 //! What memckpt refuses: by name and reason, before the target is touched.
 
+use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -60,6 +61,24 @@ fn no_such_process() -> Result<()> {
     let pid = i32::try_from(child.id())?;
     child.wait()?;
     refuse(&scratch, pid, &["no such process", &pid.to_string()])
+}
+
+/// Where there may be no other thread: its stack would be larger than the address space, here.
+#[test]
+fn one_thread_too_many() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let mut victim = plain(&scratch)?;
+    let images = scratch.directory("images")?;
+    let mut dump = memckpt(["dump", "--leave-running", "-t", &victim.pid().to_string(), "-D"]).arg(&images);
+    let mut restore = memckpt(["restore", "-D"]).arg(&images);
+    for run in [&mut dump, &mut restore] {
+        run.command().env("RUST_MIN_STACK", (1_u64 << 46).to_string());
+    }
+    for run in [dump, restore] {
+        run.refused(&["clone", "a limit", "ulimit -u", "pids.max"])?;
+    }
+    ensure!(victim.is_alive()? && fs::read_dir(&images)?.next().is_none(), "something was done");
+    Ok(())
 }
 
 #[test]

@@ -28,9 +28,9 @@ struct Tally {
 
 impl Auditor {
     /// Begins with the first interval.
-    pub(crate) fn start(pid: i32, interval: Duration, json: bool) -> Self {
+    pub(crate) fn start(pid: i32, interval: Duration, json: bool) -> io::Result<Self> {
         let (end, ended) = channel();
-        let thread = std::thread::spawn(move || {
+        let work = move || {
             let mut tally = Tally::default();
             while ended.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
                 let audit = match dump::audit_session(pid, TIMEOUT) {
@@ -51,8 +51,9 @@ impl Auditor {
                 }
             }
             tally
-        });
-        Self { end, thread, json }
+        };
+        let thread = std::thread::Builder::new().name("audit".to_owned()).spawn(work)?;
+        Ok(Self { end, thread, json })
     }
 
     /// Ends it, says what it found, and whether all was right.

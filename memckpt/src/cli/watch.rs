@@ -150,7 +150,11 @@ fn foreground(args: &WatchArgs) -> anyhow::Result<ExitCode> {
         }
     }
     let options = ServeOptions { interval: Some(args.interval), duration: args.duration, on_listening: None };
-    let auditor = args.audit.then(|| Auditor::start(args.pid, args.interval, args.json));
+    let auditor = args
+        .audit
+        .then(|| Auditor::start(args.pid, args.interval, args.json))
+        .transpose()
+        .context("no thread for the audit")?;
     let summary = runtime.block_on(serve(session, seat, options, &mut |sample| view.show(sample)))?;
     // With it the last connections are closed.
     drop(runtime);

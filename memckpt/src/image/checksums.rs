@@ -5,13 +5,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZero;
 use std::str::FromStr;
-use std::thread;
 
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
 use crate::addr::AddrRange;
-use crate::kernel::SyscallError;
+use crate::kernel::{SyscallError, own_thread};
 
 use super::pagemap::{PagemapFlags, PagemapImage};
 use super::pages::PagesFile;
@@ -137,15 +136,18 @@ fn compute<E: Send>(
         };
         blocks.iter().map(sum).collect::<Result<Vec<_>, E>>()
     };
-    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
     let share = blocks.len().div_ceil(processors).max(1);
     let mut shares = blocks.chunks(share);
     let own = shares.next().unwrap_or_default();
-    thread::scope(|scope| {
-        let others: Vec<_> = shares.map(|blocks| scope.spawn(|| some(blocks))).collect();
+    std::thread::scope(|scope| {
+        // Without another thread it takes longer.
+        let others: Vec<_> = shares
+            .map(|blocks| own_thread::spawn(scope, "checksums", || some(blocks)).map_err(|_| blocks))
+            .collect();
         let mut all = some(own)?;
         for other in others {
-            all.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+            all.extend(other.map_or_else(some, own_thread::join)?);
         }
         Ok(all)
     })

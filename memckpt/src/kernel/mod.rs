@@ -16,6 +16,7 @@ pub mod maps;
 pub mod memory;
 mod netlink;
 pub mod nftables;
+pub mod own_thread;
 pub mod page_flags;
 pub mod pagemap;
 pub mod pagemap_scan;

@@ -24,6 +24,8 @@ mod stack;
 mod stops;
 mod tree;
 
+use crate::kernel::{SyscallError, own_thread};
+
 pub(crate) use blob::Call;
 pub use calls::{Answers, Arg, Buffer, Calls, Nth};
 pub use commit::InfectError;
@@ -39,11 +41,10 @@ pub use tree::{FrozenTree, Zombie, children, descendants};
 /// Runs `work` on a thread of its own and waits for it. When that thread ends, whatever it still traces is released by
 /// the kernel, also a thread that did not stop in time and so cannot be detached from.
 ///
-/// # Panics
-/// Goes on with a panic of `work`.
-pub fn on_tracer_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    std::thread::scope(|scope| match scope.spawn(work).join() {
-        Ok(result) => result,
-        Err(panic) => std::panic::resume_unwind(panic),
-    })
+/// # Errors
+/// Those of `work`; there may be no other thread (clone(2)).
+pub fn on_tracer_thread<T: Send, E: From<SyscallError> + Send>(
+    work: impl FnOnce() -> Result<T, E> + Send,
+) -> Result<T, E> {
+    own_thread::alone("tracer", work)
 }

@@ -7,7 +7,7 @@ use std::path::{Component, Path};
 use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
 
-use crate::kernel::SyscallError;
+use crate::kernel::{SyscallError, own_thread};
 
 /// A directory in the place of `/`, with what a path needs. Removed on drop.
 #[derive(Debug)]
@@ -27,7 +27,10 @@ impl InAnotherRoot {
     }
 
     /// Does `work` there, on a thread whose root directory is this one.
-    pub(super) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, SyscallError> {
+    pub(super) fn run<T: Send, E: From<SyscallError> + Send>(
+        &self,
+        work: impl FnOnce() -> Result<T, E> + Send,
+    ) -> Result<T, E> {
         let root = self.0.path();
         let failed = |call, e: io::Error| SyscallError::new(call, root.display().to_string(), e);
         let there = move || {
@@ -35,11 +38,8 @@ impl InAnotherRoot {
             unshare(CloneFlags::CLONE_FS).map_err(|e| failed("unshare(CLONE_FS)", e.into()))?;
             nix::unistd::chroot(root).map_err(|e| failed("chroot", e.into()))?;
             nix::unistd::chdir("/").map_err(|e| failed("chdir", e.into()))?;
-            Ok(work())
+            work()
         };
-        std::thread::scope(|scope| match scope.spawn(there).join() {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
-        })
+        own_thread::alone("rooted", there)
     }
 }

@@ -331,14 +331,15 @@ fn accept_at_name(client: &OwnedFd, accepted: &UnixSkEntry) -> Result<OwnedFd, R
         connect(client.as_raw_fd(), &address)?;
         accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)
     };
+    let refused = |e: Errno| RestoreError::from(failed("bind", accepted, e));
     let fd = if accepted.name[0] == 0 {
         meet().map_err(|e| match e {
             Errno::EADDRINUSE => taken(accepted),
-            e => failed("bind", accepted, e).into(),
+            e => refused(e),
         })?
     } else {
         let root = InAnotherRoot::with_directory_of(path(accepted))?;
-        root.run(meet)?.map_err(|e| failed("bind", accepted, e))?
+        root.run(|| meet().map_err(refused))?
     };
     // SAFETY: accept4 has just made it.
     Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) })
