@@ -175,6 +175,22 @@ fn tables_that_a_parent_and_its_child_share() -> Result<()> {
     })
 }
 
+/// Sessions and groups whose leaders have ended, and children of a living leader's children: the subreaper's, now.
+#[test]
+fn orphans_of_other_sessions_and_groups() -> Result<()> {
+    going_on::program(PAIR, "orphans_of_other_sessions_and_groups", &Wants::default(), |scratch| {
+        Program::script("orphans.py", scratch, &[])
+    })
+}
+
+/// A private and a shared area that are larger than all memory, of which little is used.
+#[test]
+fn areas_larger_than_memory() -> Result<()> {
+    going_on::program(PAIR, "areas_larger_than_memory", &Wants::default(), |scratch| {
+        Program::script("reserving.py", scratch, &[])
+    })
+}
+
 /// Segments of System V, which the tree uses as before: by the attachments that it had, by their numbers, by a key. Their content is that of
 /// the dump; while somebody else has them attached, nothing is restored.
 #[test]

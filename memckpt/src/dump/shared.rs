@@ -154,8 +154,7 @@ impl SharedObjects {
     /// The System V segments among them.
     pub(super) fn segments(&self) -> Vec<MetaSegment> {
         let segment = |(object, shared): (u32, &SharedObject)| {
-            let SegmentStat { key, uid, gid, mode, removed, size, .. } = shared.segment?;
-            Some(MetaSegment { object, id: shared.key.2 as i32, key, uid, gid, mode, removed, size })
+            Some(MetaSegment { object, id: shared.key.2 as i32, stat: shared.segment? })
         };
         (1..).zip(&self.objects).filter_map(segment).collect()
     }

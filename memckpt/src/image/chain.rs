@@ -24,6 +24,7 @@ use super::record::RecordError;
 
 pub use member::{Ghost, Member};
 pub use stored::StoredPages;
+pub use verify::KnownChecksums;
 
 /// A chain that cannot be used. Every variant names the member at fault.
 #[derive(Debug, thiserror::Error)]

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::audit::Audit;
 use crate::addr::PageCount;
+use crate::kernel::sysv_shm::SegmentStat;
 use crate::tracker::epoch::{CheckpointId, Epoch, SessionId};
 
 /// The file's name. Not `.img`: it is none of CRIU's.
@@ -131,18 +132,9 @@ pub struct MetaSegment {
     pub object: u32,
     /// Its number.
     pub id: i32,
-    /// What others find it by; 0 for nothing.
-    pub key: i32,
-    /// The owner.
-    pub uid: u32,
-    /// The owning group.
-    pub gid: u32,
-    /// Permissions.
-    pub mode: u32,
-    /// Whether it goes with its last attachment.
-    pub removed: bool,
-    /// Its length in bytes.
-    pub size: u64,
+    /// What it is.
+    #[serde(flatten)]
+    pub stat: SegmentStat,
 }
 
 /// One checkpoint.

@@ -41,7 +41,6 @@ pub(super) fn build(
                     Source::Anonymous => (-1, 0),
                     Source::File { id, offset, flags } => (files.mapped(pid, *id, *flags)?, *offset),
                     Source::Shared { id, offset } => (files.shared(pid, *id)?, *offset),
-                    Source::Segment { .. } => continue,
                 };
                 // An object that is anonymous to its user is one to us that has a descriptor.
                 let anonymous = if fd < 0 { libc::MAP_ANONYMOUS } else { 0 };

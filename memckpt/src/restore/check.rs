@@ -9,6 +9,7 @@ use crate::kernel::status;
 use super::checkpoint::{Checkpoint, State};
 use super::error::{Refusal, RestoreError};
 use super::request::Request;
+use super::sessions::Births;
 
 /// Refuses a tree that cannot be made here.
 pub(super) fn possible(checkpoint: &Checkpoint, request: &Request) -> Result<(), RestoreError> {
@@ -24,11 +25,12 @@ pub(super) fn possible(checkpoint: &Checkpoint, request: &Request) -> Result<(),
         );
         return Err(Refusal::State { pid: root.pid, what }.into());
     }
-    Ok(shared(checkpoint)?)
+    shared(checkpoint)
 }
 
-/// Refuses processes that share what only a fork can have them share, unless one is the other's child.
-fn shared(checkpoint: &Checkpoint) -> Result<(), Refusal> {
+/// Refuses processes that share what only a fork can have them share, unless one is the other's child, and borne by it.
+fn shared(checkpoint: &Checkpoint) -> Result<(), RestoreError> {
+    let births = Births::of(&checkpoint.processes)?;
     type Number = fn(&TaskKobjIdsEntry) -> u32;
     let tables: [(&str, Number, bool); 3] = [
         ("memory", |ids| ids.vm_id, false),
@@ -39,7 +41,8 @@ fn shared(checkpoint: &Checkpoint) -> Result<(), Refusal> {
         let mut owners: HashMap<u32, i32> = HashMap::new();
         for (process, alive) in checkpoint.alive() {
             let parents = checkpoint.parent(process).map(|(_, parent)| number(&parent.ids));
-            let from_parent = is_made && parents == Some(number(&alive.ids));
+            let borne = is_made && !births.is_orphan(process);
+            let from_parent = borne && parents == Some(number(&alive.ids));
             let Some(other) = owners.insert(number(&alive.ids), process.pid).filter(|_| !from_parent) else {
                 continue;
             };
@@ -48,7 +51,7 @@ fn shared(checkpoint: &Checkpoint) -> Result<(), Refusal> {
                 "it shares {what} with process {other}, which memckpt does not restore{}",
                 if is_made { " but of a process and its child" } else { "" }
             );
-            return Err(Refusal::State { pid, what });
+            return Err(Refusal::State { pid, what }.into());
         }
     }
     Ok(())

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use crate::addr::{Addr, AddrRange};
-use crate::image::chain::Member;
+use crate::image::chain::{KnownChecksums, Member};
 use crate::image::proto::{
     CoreEntry, FdinfoEntry, FileEntry, FileLockEntry, FsEntry, March, MmEntry, PstreeEntry, SeccompEntry,
     TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry, ThreadInfoX86, VmaEntry,
@@ -101,10 +101,11 @@ impl Checkpoint {
 
     /// Compares all pages with their checksums, if it has some.
     pub(super) fn verify(&self) -> Result<(), RestoreError> {
+        let mut known = KnownChecksums::default();
         for (_, alive) in self.alive() {
-            alive.memory.verify()?;
+            alive.memory.verify(&mut known)?;
         }
-        Ok(self.member().verify_shared()?)
+        Ok(self.member().verify_shared(&mut known)?)
     }
 
     /// The directory.

@@ -27,6 +27,15 @@ pub(super) enum Step {
     Lock(AddrRange),
 }
 
+/// How an area comes about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// By mmap(2).
+    Mapped(Source),
+    /// With a System V segment that has the content of a shared object: the part of it from this offset on.
+    Segment { object: u32, offset: u64 },
+}
+
 /// What a mapping maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
@@ -36,8 +45,6 @@ pub(super) enum Source {
     File { id: u32, offset: u64, flags: u32 },
     /// A shared object of `pagemap-shmem-ID.img`, from this offset on.
     Shared { id: u32, offset: u64 },
-    /// A System V segment with the content of a shared object, from this offset on.
-    Segment { object: u32, offset: u64 },
 }
 
 const MAP_SHARED: u32 = libc::MAP_SHARED as u32;
@@ -67,12 +74,16 @@ pub(super) fn status(vma: &VmaEntry) -> VmaStatus {
     VmaStatus::from_bits_retain(vma.status)
 }
 
-/// What it maps.
-pub(super) fn source(vma: &VmaEntry) -> Source {
-    let (id, offset) = (vma.shmid as u32, vma.pgoff);
+/// How it comes about.
+pub(super) fn origin(vma: &VmaEntry) -> Origin {
     if status(vma).contains(VmaStatus::SYSVIPC) {
-        return Source::Segment { object: id, offset };
+        return Origin::Segment { object: vma.shmid as u32, offset: vma.pgoff };
     }
+    Origin::Mapped(source(vma))
+}
+
+fn source(vma: &VmaEntry) -> Source {
+    let (id, offset) = (vma.shmid as u32, vma.pgoff);
     if status(vma).contains(VmaStatus::ANON_SHARED) {
         return Source::Shared { id, offset };
     }
@@ -101,18 +112,20 @@ pub(super) fn build(vmas: &[VmaEntry], memory: &Chain) -> Vec<Step> {
 
 /// Makes `vma`, one of `vmas`.
 fn make(vma: &VmaEntry, vmas: &[VmaEntry], runs: Vec<HeldRun>, steps: &mut Vec<Step>) {
-    let range = range(vma);
-    if let Source::Segment { object, offset } = source(vma) {
-        // All of it is attached at once, with the first of its areas; several they are by what was done to some of its pages.
-        if offset == 0 {
-            steps.push(Step::Attach { range: attachment(vma, vmas), object });
+    match origin(vma) {
+        Origin::Mapped(source) => {
+            let prot = if runs.is_empty() { vma.prot } else { vma.prot | libc::PROT_WRITE as u32 };
+            steps.push(Step::Map { range: range(vma), prot, flags: vma.flags & KEPT, source });
+            fill(vma, prot, runs, steps);
         }
-        fill(vma, ATTACHED, Vec::new(), steps);
-        return;
+        Origin::Segment { object, offset } => {
+            // All of it is attached at once, with the first of its areas; several they are by what was done to some of its pages.
+            if offset == 0 {
+                steps.push(Step::Attach { range: attachment(vma, vmas), object });
+            }
+            fill(vma, ATTACHED, Vec::new(), steps);
+        }
     }
-    let prot = if runs.is_empty() { vma.prot } else { vma.prot | libc::PROT_WRITE as u32 };
-    steps.push(Step::Map { range, prot, flags: vma.flags & KEPT, source: source(vma) });
-    fill(vma, prot, runs, steps);
 }
 
 /// The addresses of a segment that is attached with `vma`, one of `vmas`, as its first area.
@@ -129,7 +142,7 @@ fn attachment(vma: &VmaEntry, vmas: &[VmaEntry]) -> AddrRange {
 }
 
 fn is_segment(vma: &VmaEntry) -> bool {
-    matches!(source(vma), Source::Segment { .. })
+    matches!(origin(vma), Origin::Segment { .. })
 }
 
 fn fill(vma: &VmaEntry, prot: u32, runs: Vec<HeldRun>, steps: &mut Vec<Step>) {

@@ -27,8 +27,7 @@ use std::path::Path;
 
 use crate::addr::{Addr, AddrRange};
 use crate::image::core::XsaveLayout;
-use crate::kernel::SyscallError;
-use crate::kernel::maps;
+use crate::kernel::{SyscallError, maps, own_thread};
 use crate::target::on_tracer_thread;
 
 use arena::Arena;
@@ -85,11 +84,12 @@ fn restore(request: &Request) -> Result<i32, RestoreError> {
 
     std::thread::scope(|scope| {
         // Beside the making of the tree, now that the arena is there: no thread's stack can come in its place.
-        let verification = scope.spawn(|| if request.verify { checkpoint.verify() } else { Ok(()) });
+        let verify = || if request.verify { checkpoint.verify() } else { Ok(()) };
+        let verification = own_thread::spawn(scope, "verification", verify)?;
         let made = Tree::new(&checkpoint, &files, &arena, &kernel, parking, home)
             .and_then(|tree| make(&checkpoint, &files, tree, request));
         // Wrong pages may be why something else has failed.
-        verification.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        own_thread::join(verification)?;
         let (tree, threads) = made?;
         let stands = |alive: &Alive| alive.stopped || request.leave_stopped;
         let stopped: Vec<i32> =

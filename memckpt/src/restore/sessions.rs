@@ -1,18 +1,24 @@
-//! When a process makes its session: before or after it forks. A child begins in the session of its parent, and can leave it
-//! only for one of its own.
+//! How a process comes into its session. A child begins in that of its parent, and can leave it only for one of its own: so it
+//! matters whether its parent forks before or after it makes its session. And there are orphans, whose parent is a stranger: a
+//! sibling bears them for it, their session's leader or what stands for that.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::checkpoint::Process;
 use super::error::{Refusal, RestoreError};
 
-/// For each process, the session that it must be born in, where that matters.
+/// How the processes of a tree come into their sessions.
 #[derive(Debug)]
-pub(super) struct Births(HashMap<i32, Option<i32>>);
+pub(super) struct Births {
+    /// For each process, the session that it must be born in, where that matters.
+    born: HashMap<i32, Option<i32>>,
+    orphans: HashSet<i32>,
+}
 
 impl Births {
     /// For a tree, parents before their children.
     pub(super) fn of(processes: &[Process]) -> Result<Self, RestoreError> {
+        let orphans = orphans(processes)?;
         let mut born: HashMap<i32, Option<i32>> = HashMap::new();
         // Children first.
         for process in processes.iter().rev() {
@@ -30,16 +36,49 @@ impl Births {
                     return Err(Refusal::State { pid: process.pid, what }.into());
                 }
             }
-            born.insert(process.pid, wanted);
+            born.insert(process.pid, wanted.filter(|_| !orphans.contains(&process.pid)));
         }
-        Ok(Self(born))
+        Ok(Self { born, orphans })
     }
 
     /// Whether `child` must be forked before its parent `parent` makes its own session.
     pub(super) fn before_session(&self, parent: &Process, child: &Process) -> bool {
-        let born = self.0.get(&child.pid).copied().flatten();
+        let born = self.born.get(&child.pid).copied().flatten();
         parent.sid == parent.pid && born.is_some_and(|sid| sid != parent.pid)
     }
+
+    /// Whether no ancestor of a process is of its session.
+    pub(super) fn is_orphan(&self, process: &Process) -> bool {
+        self.orphans.contains(&process.pid)
+    }
+}
+
+/// The processes of whose session no ancestor is.
+fn orphans(processes: &[Process]) -> Result<HashSet<i32>, Refusal> {
+    let by_pid: HashMap<i32, &Process> = processes.iter().map(|process| (process.pid, process)).collect();
+    // The root's may be that of whoever restores it, which its children may be of, too.
+    let outer = processes.first().map(|root| root.sid);
+    // By session, the parent of the leader, or the one that it is taken to have had.
+    let mut parents: HashMap<i32, i32> = HashMap::new();
+    let mut orphans = HashSet::new();
+    for process in processes {
+        let (pid, sid) = (process.pid, process.sid);
+        let mut ancestors = std::iter::successors(by_pid.get(&process.ppid), |of| by_pid.get(&of.ppid));
+        if sid == pid || Some(sid) == outer || ancestors.any(|ancestor| ancestor.sid == sid) {
+            continue;
+        }
+        orphans.insert(pid);
+        let leaders = by_pid.get(&sid).map_or(process.ppid, |leader| leader.ppid);
+        let parent = *parents.entry(sid).or_insert(leaders);
+        if parent != process.ppid {
+            let what = format!(
+                "it is of session {sid}, which others are of that are children of process {parent}; it is the child of process {}, and no child of that can have borne it",
+                process.ppid
+            );
+            return Err(Refusal::State { pid, what });
+        }
+    }
+    Ok(orphans)
 }
 
 #[cfg(test)]
@@ -64,6 +103,36 @@ mod tests {
         let deep = [process(1, 0, 1), process(2, 1, 2), process(4, 2, 4), process(5, 4, 1)];
         let births = Births::of(&deep).unwrap();
         assert!(births.before_session(&deep[1], &deep[2]) && births.before_session(&deep[2], &deep[3]));
-        assert!(Births::of(&[process(1, 0, 1), process(2, 1, 7), process(3, 2, 8)]).is_err());
+        let torn = [process(1, 0, 9), process(2, 1, 2), process(3, 2, 9), process(4, 2, 4), process(5, 4, 2)];
+        assert!(Births::of(&torn).is_ok());
+    }
+
+    #[test]
+    fn nobody_bears_an_orphan_who_is_not_its_parents_child() {
+        let tree = [
+            process(1, 0, 1),
+            process(2, 1, 7),
+            process(3, 2, 7),
+            process(4, 2, 4),
+            process(5, 4, 7),
+            process(6, 1, 7),
+        ];
+        let births = Births::of(&tree).unwrap();
+        let orphans: Vec<bool> = tree.iter().map(|process| births.is_orphan(process)).collect();
+        assert_eq!(orphans, [false, true, false, false, false, true]);
+        assert!(!births.before_session(&tree[0], &tree[1]));
+        assert!(births.before_session(&tree[3], &tree[4]));
+        // The leader lives, and bears it.
+        let led = [process(1, 0, 1), process(2, 1, 2), process(3, 1, 2)];
+        assert!(Births::of(&led).unwrap().is_orphan(&led[2]));
+        // A session of the restore's own has a leader.
+        let job = [process(1, 0, 9), process(2, 1, 9)];
+        assert!(!Births::of(&job).unwrap().is_orphan(&job[1]));
+        for apart in [
+            [process(1, 0, 1), process(2, 1, 2), process(3, 1, 7), process(4, 2, 7)],
+            [process(1, 0, 1), process(2, 1, 2), process(5, 1, 5), process(4, 2, 5)],
+        ] {
+            assert!(Births::of(&apart).is_err());
+        }
     }
 }

@@ -33,6 +33,8 @@ pub(super) struct Tree<'a> {
     places: BTreeMap<i32, Place>,
     births: Births,
     pub(super) tasks: BTreeMap<i32, Task<'a>>,
+    /// Processes that have the IDs of leaders that had ended, and their parents.
+    stand_ins: Vec<(i32, i32)>,
     released: bool,
 }
 
@@ -55,7 +57,18 @@ impl<'a> Tree<'a> {
             }
             places.extend(place.map(|place| (process.pid, place)));
         }
-        Ok(Self { checkpoint, files, arena, kernel, parking, places, births, tasks, released: false })
+        Ok(Self {
+            checkpoint,
+            files,
+            arena,
+            kernel,
+            parking,
+            places,
+            births,
+            tasks,
+            stand_ins: Vec::new(),
+            released: false,
+        })
     }
 
     /// Makes all processes: memory, sessions and groups.
@@ -71,7 +84,8 @@ impl<'a> Tree<'a> {
         build::build(root.pid, &steps, &alive.memory, self.files, &mut batch)?;
         self.put_kernel_areas(root.pid, &mut batch)?;
         self.grow(root, alive)?;
-        self.groups(own_group)
+        self.groups(own_group)?;
+        self.end_stand_ins()
     }
 
     /// Takes everything out of the first process that is ours, but the arena.
@@ -111,10 +125,11 @@ impl<'a> Tree<'a> {
         let task = self.tasks[&process.pid];
         let checkpoint = self.checkpoint;
         let children = checkpoint.processes.iter().filter(|child| child.ppid == process.pid);
+        let (orphans, children): (Vec<_>, Vec<_>) = children.partition(|child| self.births.is_orphan(child));
         let (before, after): (Vec<_>, Vec<_>) =
-            children.partition(|child| self.births.before_session(process, child));
+            children.into_iter().partition(|child| self.births.before_session(process, child));
         for child in before {
-            self.child(task, alive, child)?;
+            self.child(task, (process, alive), child)?;
         }
         if process.sid == process.pid {
             let mut batch = Batch::of(task);
@@ -123,29 +138,75 @@ impl<'a> Tree<'a> {
             batch.flush()?;
         }
         for child in after {
-            self.child(task, alive, child)?;
+            self.child(task, (process, alive), child)?;
+        }
+        for orphan in orphans {
+            let leader = self.leader(task, orphan.sid)?;
+            let theirs = checkpoint.alive().find(|(alive, _)| alive.pid == leader.tid());
+            self.child(leader, theirs.unwrap_or((process, alive)), orphan)?;
         }
         Ok(())
     }
 
+    /// Who leads session `sid`, and so can bear a child of it. One that has ended is stood for by a child of `parent`, for as long as
+    /// processes are made.
+    fn leader(&mut self, parent: Task<'a>, sid: i32) -> Result<Task<'a>, RestoreError> {
+        if let Some(task) = self.tasks.get(&sid) {
+            return Ok(*task);
+        }
+        let leader = self.stand_in(parent, sid)?;
+        let mut batch = Batch::of(leader);
+        batch.call("setsid", libc::SYS_setsid, [0; 0])?;
+        batch.flush()?;
+        Ok(leader)
+    }
+
+    /// A child of `parent` whose only use is its ID.
+    fn stand_in(&mut self, parent: Task<'a>, pid: i32) -> Result<Task<'a>, RestoreError> {
+        let mut batch = Batch::of(parent);
+        clone(pid, CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() }, &mut batch)?;
+        let task = batch.fork().map_err(|e| taken_task(pid, e))?;
+        self.tasks.insert(pid, task);
+        self.stand_ins.push((pid, parent.tid()));
+        Ok(task)
+    }
+
+    /// Ends those that stand in for others, and has their parents wait for them.
+    fn end_stand_ins(&mut self) -> Result<(), RestoreError> {
+        for (pid, parent) in std::mem::take(&mut self.stand_ins) {
+            self.tasks[&pid].end(0)?;
+            self.tasks.remove(&pid);
+            let mut batch = Batch::of(self.tasks[&parent]);
+            batch.call_for(pid.into(), "wait4", libc::SYS_wait4, [pid as u64, 0, 0, 0])?;
+            batch.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Has `maker`, which is as `like` is, fork `child`: its child, or its parent's.
     fn child(
         &mut self,
-        parent: Task<'a>,
-        parents: &'a Alive,
+        maker: Task<'a>,
+        (like, parents): (&'a Process, &'a Alive),
         child: &'a Process,
     ) -> Result<(), RestoreError> {
-        let mut batch = Batch::of(parent);
+        let mut batch = Batch::of(maker);
         let flags = match &child.state {
             State::Alive(alive) => shared(parents, alive),
             State::Zombie { .. } => 0,
         };
-        let args = CloneArgs { flags, exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+        let args = if maker.tid() == child.ppid {
+            CloneArgs { flags, exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() }
+        } else {
+            // Whose signal it sends when it ends, too (copy_process(), kernel/fork.c).
+            CloneArgs { flags: flags | libc::CLONE_PARENT as u64, ..CloneArgs::default() }
+        };
         clone(child.pid, args, &mut batch)?;
         let task = batch.fork().map_err(|e| taken_task(child.pid, e))?;
         self.tasks.insert(child.pid, task);
         let State::Alive(alive) = &child.state else { return Ok(()) };
         let mut batch = Batch::of(task);
-        let theirs = self.places.get(&child.ppid);
+        let theirs = self.places.get(&like.pid);
         let moves = theirs != self.places.get(&child.pid);
         if moves && let Some(theirs) = theirs {
             self.kernel.move_to(theirs.start, self.parking, &mut batch)?;
@@ -164,7 +225,7 @@ impl<'a> Tree<'a> {
     }
 
     /// Process groups: their leaders first.
-    fn groups(&self, own_group: bool) -> Result<(), RestoreError> {
+    fn groups(&mut self, own_group: bool) -> Result<(), RestoreError> {
         let root = self.checkpoint.root();
         let (leaders, others): (Vec<_>, Vec<_>) =
             self.checkpoint.processes.iter().partition(|process| process.pgid == process.pid);
@@ -174,9 +235,11 @@ impl<'a> Tree<'a> {
             if process.sid == process.pid || process.pgid == 0 || foreign {
                 continue;
             }
-            let mut batch = Batch::of(self.tasks[&process.pid]);
-            batch.call("setpgid", libc::SYS_setpgid, [0, process.pgid as u64])?;
-            batch.flush()?;
+            let task = self.tasks[&process.pid];
+            if !self.tasks.contains_key(&process.pgid) {
+                join_group(self.stand_in(task, process.pgid)?, 0)?;
+            }
+            join_group(task, process.pgid)?;
         }
         Ok(())
     }
@@ -281,6 +344,13 @@ fn check_threads(pid: i32, alive: &Alive, old: &OldVdso) -> Result<(), Refusal> 
             Err(Refusal::State { pid, what })
         }
     }
+}
+
+/// Puts a process into group `pgid`; 0 for one of its own.
+fn join_group(task: Task<'_>, pgid: i32) -> Result<(), RestoreError> {
+    let mut batch = Batch::of(task);
+    batch.call("setpgid", libc::SYS_setpgid, [0, pgid as u64])?;
+    batch.flush()
 }
 
 /// The flags of a clone(2) by which a child shares what it shared with its parent.

@@ -9,7 +9,7 @@ use crate::image::proto::{
 use crate::kernel::SyscallError;
 use crate::restore::checkpoint::{Alive, Checkpoint, Process};
 use crate::restore::error::{Refusal, RestoreError};
-use crate::restore::memory::{self, Source};
+use crate::restore::memory::{self, Origin, Source};
 use crate::restore::request::Request;
 
 use super::late::Late;
@@ -93,7 +93,7 @@ impl Opened {
                 owners.extend(owner(entry).filter(|owner| owner.pid != 0).map(|owner| (id, owner.clone())));
             }
             for vma in alive.mm.vmas.iter().filter(|vma| memory::is_made(vma)) {
-                if let Source::File { id, flags, .. } = memory::source(vma)
+                if let Origin::Mapped(Source::File { id, flags, .. }) = memory::origin(vma)
                     && !mapped.contains_key(&(id, flags))
                 {
                     let entry = checkpoint.file(process.pid, id)?;

@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::image::chain::StoredPages;
 use crate::image::meta::MetaSegment;
 use crate::kernel::SyscallError;
-use crate::kernel::sysv_shm::{self, Attached};
+use crate::kernel::sysv_shm::{self, Attached, SegmentStat};
 use crate::restore::checkpoint::Checkpoint;
 use crate::restore::error::{Refusal, RestoreError};
-use crate::restore::memory::{self, Source};
+use crate::restore::memory::{self, Origin};
 
 use super::shared::each_block;
 
@@ -33,9 +33,9 @@ pub(super) fn read(checkpoint: &Checkpoint) -> Result<Vec<(MetaSegment, Option<S
     let member = checkpoint.member();
     let vmas = checkpoint.alive().flat_map(|(_, alive)| &alive.mm.vmas);
     let objects: BTreeSet<u32> = vmas
-        .filter_map(|vma| match memory::source(vma) {
-            Source::Segment { object, .. } => Some(object),
-            _ => None,
+        .filter_map(|vma| match memory::origin(vma) {
+            Origin::Segment { object, .. } => Some(object),
+            Origin::Mapped(_) => None,
         })
         .collect();
     let told = |object: u32| member.meta()?.segments.iter().find(|told| told.object == object).copied();
@@ -57,28 +57,9 @@ impl Segments {
         let mut segments = Self::default();
         for (told, pages) in read(checkpoint)? {
             let is_ours = make(&told)?;
-            let mut attached = match Attached::new(told.id) {
-                Ok(attached) => attached,
-                Err(error) => {
-                    if is_ours {
-                        let _ = sysv_shm::remove(told.id);
-                    }
-                    return Err(error.into());
-                }
-            };
-            if !is_ours {
-                attached.clear();
-            }
-            let filled = pages.map_or(Ok(()), |pages| {
-                each_block(&pages, |at, bytes| {
-                    attached.write(at, bytes);
-                    Ok(())
-                })
-            });
-            segments
-                .by_object
-                .insert(told.object, Segment { told, is_ours, attached: RefCell::new(Some(attached)) });
-            filled?;
+            // From here on it goes, if anything fails.
+            let segment = Segment { told, is_ours, attached: RefCell::default() };
+            segments.by_object.entry(told.object).or_insert(segment).fill(pages)?;
         }
         Ok(segments)
     }
@@ -91,7 +72,7 @@ impl Segments {
     /// Their users have attached them: what was removed goes with its last attachment again.
     pub(super) fn detach(&self) -> Result<(), SyscallError> {
         for Segment { told, attached, .. } in self.by_object.values() {
-            if told.removed {
+            if told.stat.removed {
                 sysv_shm::remove(told.id)?;
             }
             attached.take();
@@ -105,13 +86,33 @@ impl Segments {
     }
 }
 
+impl Segment {
+    /// Attaches it, and gives it the owner and the content that are told.
+    fn fill(&self, pages: Option<StoredPages>) -> Result<(), RestoreError> {
+        let MetaSegment { id, stat: SegmentStat { uid, gid, .. }, .. } = self.told;
+        if self.is_ours {
+            sysv_shm::give(id, uid, gid)?;
+        }
+        let mut attached = self.attached.borrow_mut();
+        let attached = attached.insert(Attached::new(id)?);
+        if !self.is_ours {
+            attached.clear();
+        }
+        let Some(pages) = pages else { return Ok(()) };
+        each_block(&pages, |at, bytes| {
+            attached.write(at, bytes);
+            Ok(())
+        })
+    }
+}
+
 impl Drop for Segments {
     fn drop(&mut self) {
         if self.kept.get() {
             return;
         }
         for Segment { told, attached, .. } in self.by_object.values().filter(|segment| segment.is_ours) {
-            let goes_by_itself = told.removed && attached.borrow().is_none();
+            let goes_by_itself = told.stat.removed && attached.borrow().is_none();
             if !goes_by_itself && let Err(error) = sysv_shm::remove(told.id) {
                 tracing::warn!(%error, "a segment is left of a restore that failed");
             }
@@ -121,28 +122,23 @@ impl Drop for Segments {
 
 /// Makes a segment, if there is none that is left of the tree; says whether it did.
 fn make(told: &MetaSegment) -> Result<bool, RestoreError> {
-    let MetaSegment { id, key, .. } = *told;
+    let MetaSegment { id, stat: SegmentStat { key, mode, removed, size, .. }, .. } = *told;
     let refused =
         |reason: String| Err(Refusal::Checkpoint(format!("its System V segment {id} {reason}")).into());
     match sysv_shm::stat(id) {
-        Ok(is) if (is.key, is.size, is.removed) != (key, told.size, told.removed) => refused(format!(
+        Ok(is) if (is.key, is.size, is.removed) != (key, size, removed) => refused(format!(
             "has a number that belongs to another one now (key {:#x}, {} bytes): remove that (ipcrm -m {id})",
             is.key, is.size
         )),
-        Ok(is) if is.attached > 0 => refused(format!(
-            "is attached {} times, and would change under those processes: end them first",
-            is.attached
-        )),
-        Ok(_) => Ok(false),
+        Ok(_) => match sysv_shm::attachments(id)? {
+            0 => Ok(false),
+            n => refused(format!(
+                "is attached {n} times, and would change under those processes: end them first"
+            )),
+        },
         Err(error) if error.errno() != Some(libc::EINVAL) => Err(error.into()),
-        Err(_) => match sysv_shm::create(id, key, told.size, told.mode) {
-            Ok(()) => match sysv_shm::give(id, told.uid, told.gid) {
-                Ok(()) => Ok(true),
-                Err(error) => {
-                    let _ = sysv_shm::remove(id);
-                    Err(error.into())
-                }
-            },
+        Err(_) => match sysv_shm::create(id, key, size, mode) {
+            Ok(()) => Ok(true),
             Err(error) if error.errno() == Some(libc::EEXIST) => {
                 refused(format!("has a key that another one has now: remove that (ipcrm -M {key:#x})"))
             }

@@ -16,7 +16,7 @@ use crate::image::{ImageKind, magic};
 use crate::kernel::SyscallError;
 use crate::restore::checkpoint::{Checkpoint, range};
 use crate::restore::error::{Refusal, RestoreError};
-use crate::restore::memory::{self, Source};
+use crate::restore::memory::{self, Origin, Source};
 
 use super::{ONCE, reopen};
 
@@ -40,7 +40,7 @@ impl SharedObjects {
         let mut lengths: HashMap<u32, u64> = HashMap::new();
         for (_, alive) in checkpoint.alive() {
             for vma in &alive.mm.vmas {
-                if let Source::Shared { id, offset } = memory::source(vma) {
+                if let Origin::Mapped(Source::Shared { id, offset }) = memory::origin(vma) {
                     let end = offset.saturating_add(range(vma).len());
                     let length = lengths.entry(id).or_default();
                     *length = end.max(*length);
