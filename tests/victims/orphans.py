@@ -7,7 +7,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 libc.prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
 common = mmap.mmap(-1, 4096)
 words = memoryview(common).cast("Q")
-root, count = os.getpid(), 6
+root, count = os.getpid(), 7
 
 
 def member(number, first=lambda: None):
@@ -55,6 +55,12 @@ def group():
 passing(session)
 member(4, leader)
 passing(group)
+# A leader that has ended, and is not waited for.
+zombie = os.fork()
+if zombie == 0:
+    os.setsid()
+    member(7)
+    os._exit(0)
 
 
 def told():
@@ -67,12 +73,14 @@ def told():
 
 
 # Until all have the parent that they keep.
-while sum(member[1] == root for member in told()) < 5:
+while sum(member[1] == root for member in told()) < count - 1:
     time.sleep(0.01)
 first = [member[1:] for member in told()]
 
 
 def wrong():
+    if os.getsid(zombie) != zombie or not os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+        return "the zombie is none, or leads no session"
     now = told()
     if now != [(words[0], *member) for member in first]:
         return "%s, first %s" % (now, first)

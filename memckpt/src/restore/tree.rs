@@ -132,8 +132,8 @@ impl<'a> Tree<'a> {
             self.child(task, (process, alive), child)?;
         }
         if process.sid == process.pid {
+            make_session(task)?;
             let mut batch = Batch::of(task);
-            batch.call("setsid", libc::SYS_setsid, [0; 0])?;
             self.files.terminals.control(process.pid, &mut batch)?;
             batch.flush()?;
         }
@@ -155,9 +155,7 @@ impl<'a> Tree<'a> {
             return Ok(*task);
         }
         let leader = self.stand_in(parent, sid)?;
-        let mut batch = Batch::of(leader);
-        batch.call("setsid", libc::SYS_setsid, [0; 0])?;
-        batch.flush()?;
+        make_session(leader)?;
         Ok(leader)
     }
 
@@ -204,7 +202,10 @@ impl<'a> Tree<'a> {
         clone(child.pid, args, &mut batch)?;
         let task = batch.fork().map_err(|e| taken_task(child.pid, e))?;
         self.tasks.insert(child.pid, task);
-        let State::Alive(alive) = &child.state else { return Ok(()) };
+        let State::Alive(alive) = &child.state else {
+            // Others may be of its session, and live.
+            return if child.sid == child.pid { make_session(task) } else { Ok(()) };
+        };
         let mut batch = Batch::of(task);
         let theirs = self.places.get(&like.pid);
         let moves = theirs != self.places.get(&child.pid);
@@ -344,6 +345,13 @@ fn check_threads(pid: i32, alive: &Alive, old: &OldVdso) -> Result<(), Refusal> 
             Err(Refusal::State { pid, what })
         }
     }
+}
+
+/// Has a process lead a session of its own.
+fn make_session(task: Task<'_>) -> Result<(), RestoreError> {
+    let mut batch = Batch::of(task);
+    batch.call("setsid", libc::SYS_setsid, [0; 0])?;
+    batch.flush()
 }
 
 /// Puts a process into group `pgid`; 0 for one of its own.
