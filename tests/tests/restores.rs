@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use memckpt::kernel::status;
 use memckpt_tests::pair::{Pair, Tool, Wants};
 use memckpt_tests::program::{PATIENCE, Program};
 use memckpt_tests::{goes_on, going_on, in_guest, memckpt, quick, say};
@@ -189,6 +190,59 @@ fn areas_larger_than_memory() -> Result<()> {
     going_on::program(PAIR, "areas_larger_than_memory", &Wants::default(), |scratch| {
         Program::script("reserving.py", scratch, &[])
     })
+}
+
+/// What mmap(2), madvise(2), mprotect(2) and mlock(2) have made of areas, guard regions, and what the kernel keeps of a process besides;
+/// in a child, too.
+#[test]
+fn states_of_areas_and_processes() -> Result<()> {
+    const NAME: &str = "states_of_areas_and_processes";
+    let Some(scratch) = PAIR.place(NAME)? else { return Ok(()) };
+    let mut program = Program::script("states.py", &scratch, &[])?;
+    let child = scratch.path().join("output.child");
+    for round in 0..PAIR.rounds() {
+        let images = scratch.directory(&round.to_string())?;
+        dump(&program, &images)?;
+        let before = if round == 0 { program.ended()? } else { program.lines()? };
+        let childs = right_lines(&child)?;
+        memckpt(["restore", "-d", "-D"]).arg(&images).ok()?;
+        program.wait_for(before + 10).with_context(|| format!("round {round}"))?;
+        wait_until("its child goes on", || right_lines(&child).map_or(true, |lines| lines > childs + 5))?;
+    }
+    say(&format!("{NAME}: {} lines and the child's {}, all right", program.lines()?, right_lines(&child)?));
+    Ok(())
+}
+
+/// How many lines there are; the last one says that all is right.
+fn right_lines(file: &Path) -> Result<usize> {
+    let text = fs::read_to_string(file)?;
+    let last = text.lines().next_back().unwrap_or_default();
+    ensure!(last.ends_with(" ok"), "{}: {last}", file.display());
+    Ok(text.lines().count())
+}
+
+/// `-S`, `-s` and `--pidfile`.
+#[test]
+fn a_child_of_the_callers_that_is_left_stopped() -> Result<()> {
+    const NAME: &str = "a_child_of_the_callers_that_is_left_stopped";
+    let Some(scratch) = PAIR.place(NAME)? else { return Ok(()) };
+    let mut program = Program::shell_loop(&scratch)?;
+    let (images, work) = (scratch.directory("images")?, scratch.directory("work")?);
+    dump(&program, &images)?;
+    let before = program.ended()?;
+    let restore = memckpt(["restore", "-d", "-S", "-s", "--pidfile", "pid", "-W"]).arg(&work).arg("-D");
+    restore.arg(&images).ok()?;
+    ensure!(fs::read_to_string(work.join("pid"))? == program.pid.to_string(), "the pidfile is wrong");
+    let stat = status::stat(program.pid)?;
+    ensure!((stat.ppid, stat.state) == (std::process::id() as i32, 'T'), "{stat:?}");
+    ensure!(program.lines()? == before, "it runs");
+    let pid = nix::unistd::Pid::from_raw(program.pid);
+    nix::sys::signal::killpg(pid, nix::sys::signal::Signal::SIGCONT)?;
+    program.wait_for(before + 5)?;
+    nix::sys::signal::killpg(pid, nix::sys::signal::Signal::SIGKILL)?;
+    let ended = nix::sys::wait::waitpid(pid, None)?;
+    ensure!(matches!(ended, nix::sys::wait::WaitStatus::Signaled(..)), "{ended:?}");
+    Ok(())
 }
 
 /// Segments of System V, which the tree uses as before: by the attachments that it had, by their numbers, by a key. Their content is that of
@@ -427,47 +481,6 @@ fn its_end_is_told() -> Result<()> {
             Command::new(memckpt_tests::command::binary()).args(["restore", "-D"]).arg(&images).status()?;
         ensure!(status.code() == Some(code), "{end}: {status}, signal {:?}", status.signal());
     }
-    Ok(())
-}
-
-/// Its process ID belongs to somebody; an image is cut off; a file has another length. Each is named, and no process is left.
-#[test]
-fn what_cannot_be_is_named_and_nothing_is_left() -> Result<()> {
-    const NAME: &str = "what_cannot_be_is_named_and_nothing_is_left";
-    let Some(scratch) = PAIR.place(NAME)? else { return Ok(()) };
-    let file = scratch.path().join("file");
-    fs::write(&file, "0123456789")?;
-    let output = scratch.path().join("output");
-    let text =
-        format!("exec 5< {}; echo 1 ok > {}; sleep 1000 & sleep 1000", file.display(), output.display());
-    let mut command = Command::new("/bin/sh");
-    command.args(["-c", &text]);
-    let mut program = Program::spawn(command, output)?;
-    program.wait_for(1)?;
-    let images = scratch.directory("images")?;
-    memckpt(["dump", "--leave-running", "-t", &program.pid.to_string(), "-D"]).arg(&images).ok()?;
-    let restore = || memckpt(["restore", "-d", "-D"]).arg(&images);
-    let pid = program.pid.to_string();
-    restore().refused(&[&pid, "needs its ID", "sh"])?;
-
-    nix::sys::signal::killpg(nix::unistd::Pid::from_raw(program.pid), nix::sys::signal::Signal::SIGKILL)?;
-    program.ended()?;
-    fs::write(&file, "0123")?;
-    restore().refused(&["file", "4 bytes now and had 10"])?;
-    fs::write(&file, "0123456789")?;
-    let core = images.join(format!("core-{pid}.img"));
-    let whole = fs::read(&core)?;
-    fs::write(&core, &whole[..whole.len() / 2])?;
-    restore().refused(&["core-", "cut off"])?;
-    fs::write(&core, &whole)?;
-    let pages = images.join("pages-1.img");
-    let whole = fs::read(&pages)?;
-    fs::write(&pages, &whole[..whole.len() / 2])?;
-    restore().refused(&["pages-1.img", "bytes where the pagemap counts"])?;
-    ensure!(!Path::new(&format!("/proc/{pid}")).exists(), "process {pid} is left");
-    fs::write(&pages, &whole)?;
-    restore().ok()?;
-    ensure!(Path::new(&format!("/proc/{pid}")).exists(), "whole, it is restored");
     Ok(())
 }
 

@@ -123,6 +123,11 @@ impl Layout {
         LASTING.iter().filter(|(flag, _)| flags.contains(*flag)).fold(0, |all, (_, advice)| all | 1 << advice)
     }
 
+    /// What is locked page by page, as they come.
+    pub(super) fn locked_on_fault(&self) -> RangeSet {
+        self.iter().filter(|(.., facts)| facts.locked_on_fault).map(|(vma, ..)| vma.range).collect()
+    }
+
     /// Private memory: what a dirty source can track.
     pub(super) fn private(&self) -> RangeSet {
         self.iter()
@@ -157,6 +162,7 @@ fn facts(flags: &[(AddrRange, VmFlags)], range: AddrRange) -> VmaFacts {
         mergeable: all.contains(VmFlags::MERGEABLE),
         grows_down: all.contains(VmFlags::GROWS_DOWN),
         locked: all.contains(VmFlags::LOCKED),
+        locked_on_fault: all.contains(VmFlags::LOCKED_ON_FAULT),
         no_reserve: all.contains(VmFlags::NO_RESERVE),
         droppable: all.contains(VmFlags::DROPPABLE),
         wipe_on_fork: all.contains(VmFlags::WIPE_ON_FORK),

@@ -16,6 +16,8 @@ pub(super) struct Parent {
     pub(super) async_io: AsyncIo,
     /// The pages that it and its own parents really hold.
     pub(super) held: RangeSet,
+    /// Its guard regions at the time.
+    pub(super) guards: RangeSet,
     /// It and its own parents.
     pub(super) chain: Chain,
 }
@@ -42,8 +44,13 @@ impl Parent {
                 };
                 match tracking.mismatch(meta, &then) {
                     None => {
-                        let id = meta.id.clone();
-                        return Ok(Some(Self { id, async_io: then.async_io, held: chain.held(), chain }));
+                        return Ok(Some(Self {
+                            id: meta.id.clone(),
+                            async_io: then.async_io,
+                            held: chain.held(),
+                            guards: then.space.guards.into_iter().collect(),
+                            chain,
+                        }));
                     }
                     Some(reason) => reason,
                 }

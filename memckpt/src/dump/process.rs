@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::addr::PageCount;
-use crate::image::meta::{AsyncIo, Counters, MetaProcess, MetaTarget};
+use crate::image::meta::{AsyncIo, Counters, MetaProcess, MetaSpace, MetaTarget};
 use crate::image::{Audit, Chain, ImagesDir, PagesFile};
 use crate::kernel::maps::Vma;
 use crate::kernel::memory::ProcMem;
@@ -299,6 +299,12 @@ impl CapturedProcess {
         plan::compose(&self.evidence())
     }
 
+    /// Its guard regions.
+    pub(super) fn guards(&self) -> RangeSet {
+        let none = RangeSet::new();
+        plan::guards(&self.evidence(), self.parent.as_ref().map_or(&none, |parent| &parent.guards))
+    }
+
     /// What the next checkpoint must know.
     pub(super) fn meta(&self) -> MetaProcess {
         MetaProcess {
@@ -306,6 +312,10 @@ impl CapturedProcess {
             session: self.tracking.info().map(|i| i.session.clone()),
             epoch: self.epoch,
             async_io: self.async_io,
+            space: MetaSpace {
+                guards: self.guards().iter().collect(),
+                locked_on_fault: self.layout.locked_on_fault().iter().collect(),
+            },
         }
     }
 }

@@ -12,14 +12,14 @@ use crate::image::pagemap::{PagemapFlags, PagemapImage};
 use crate::image::{CheckpointMeta, Checksums, Image, ImagesDir, core, inventory, mm, pstree, stats};
 use crate::kernel::process;
 use crate::kernel::status::Stat;
-use crate::plan::{PageAction, PlannedRun, VmaClass};
+use crate::plan::{PageAction, PlannedRun, VmaClass, VmaStatus};
 use crate::target::{FreezeError, Zombie};
 use crate::tracker::agent::HintMode;
 
 use super::error::DumpError;
 use super::files::Files;
 use super::process::CapturedProcess;
-use super::request::{Kind, PageMode, Request};
+use super::request::{CriuVersion, Kind, PageMode, Request};
 use super::shared::SharedObjects;
 use super::task::State;
 use super::{Captured, micros, state};
@@ -51,7 +51,7 @@ impl Captured {
                     segment.id
                 )
             }));
-            self.write_tree()?;
+            self.write_tree(request.files.criu_version)?;
         }
         self.images.write(CHECKSUMS, &checksums.encode().map_err(|e| DumpError::encode(CHECKSUMS, e))?)?;
         self.timings.memwrite_us = micros(writing);
@@ -102,7 +102,7 @@ impl Captured {
     }
 
     /// What a dump holds beyond memory: the tree, and of each process the address space and each thread's registers.
-    fn write_tree(&mut self) -> Result<(), DumpError> {
+    fn write_tree(&mut self, criu_version: CriuVersion) -> Result<(), DumpError> {
         let states = self.processes.iter().filter_map(|process| process.state.as_ref());
         let mut tree: Vec<pstree::Process> = states.map(|state| state.process.clone()).collect();
         for Zombie { pid, stat } in &self.zombies {
@@ -117,7 +117,8 @@ impl Captured {
         }
         for process in &self.processes {
             if let Some(state) = &process.state {
-                write_process(process, state, &self.files, &self.shared, &mut self.images)?;
+                let images = &mut self.images;
+                write_process(process, state, &self.files, &self.shared, criu_version, images)?;
             }
         }
         Ok(())
@@ -145,7 +146,7 @@ impl Captured {
         if let Some(audit) = &mut audit {
             descendants.iter().filter_map(|process| process.audit.clone()).for_each(|more| audit.add(more));
         }
-        let MetaProcess { target, session, epoch, async_io } = root.meta();
+        let MetaProcess { target, session, epoch, async_io, space } = root.meta();
         let spliced = |process: &CapturedProcess| process.mode == PageMode::Splice;
         Ok(CheckpointMeta {
             version: META_VERSION,
@@ -174,6 +175,7 @@ impl Captured {
             boot_id: process::boot_id()?,
             taken_unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64),
             async_io,
+            space,
             checksums: true,
             segments: self.shared.segments(),
             descendants: descendants.iter().map(CapturedProcess::meta).collect(),
@@ -191,6 +193,7 @@ fn write_process(
     state: &State,
     files: &Files,
     shared: &SharedObjects,
+    criu_version: CriuVersion,
     images: &mut ImagesDir,
 ) -> Result<(), DumpError> {
     let pid = process.target.pid;
@@ -220,6 +223,10 @@ fn write_process(
         })
         .collect();
     let mut entry = mm::mm_entry(&state.mm, &state.auxv, &vmas);
+    if criu_version == CriuVersion::V4_2 {
+        let guard = |range| mm::bare_entry(range, VmaStatus::GUARD.bits());
+        entry.vmas.extend(process.guards().iter().map(guard));
+    }
     entry.exe_file_id = files.executable(pid);
     entry.thp_disabled = state.thp_disabled.then_some(true);
     images.write(&mm_name(pid), &mm::encode(&entry))?;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::audit::Audit;
-use crate::addr::PageCount;
+use crate::addr::{AddrRange, PageCount};
 use crate::kernel::sysv_shm::SegmentStat;
 use crate::tracker::epoch::{CheckpointId, Epoch, SessionId};
 
@@ -123,6 +123,21 @@ pub struct MetaProcess {
     /// Whether asynchronous I/O of the process may have been under way.
     #[serde(default)]
     pub async_io: AsyncIo,
+    /// Its address space.
+    #[serde(default)]
+    pub space: MetaSpace,
+}
+
+/// What CRIU's images, or some of them, have no field for, of an address space.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MetaSpace {
+    /// Guard regions (MADV_GUARD_INSTALL, Linux 6.13).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub guards: Vec<AddrRange>,
+    /// Areas whose pages are locked as they come (MLOCK_ONFAULT). Of others that are locked all pages are.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub locked_on_fault: Vec<AddrRange>,
 }
 
 /// A System V segment that the tree has attached. CRIU's images have one of an IPC namespace only.
@@ -169,6 +184,9 @@ pub struct CheckpointMeta {
     /// Whether asynchronous I/O may have been under way.
     #[serde(default)]
     pub async_io: AsyncIo,
+    /// Its address space.
+    #[serde(default)]
+    pub space: MetaSpace,
     /// Whether there are checksums of its pages.
     #[serde(default)]
     pub checksums: bool,
@@ -208,8 +226,8 @@ impl CheckpointMeta {
     #[must_use]
     pub fn process(&self, pid: i32) -> Option<MetaProcess> {
         if self.target.pid == pid {
-            let Self { target, session, epoch, async_io, .. } = self.clone();
-            return Some(MetaProcess { target, session, epoch, async_io });
+            let Self { target, session, epoch, async_io, space, .. } = self.clone();
+            return Some(MetaProcess { target, session, epoch, async_io, space });
         }
         self.descendants.iter().find(|process| process.target.pid == pid).cloned()
     }
@@ -262,6 +280,7 @@ pub(crate) mod tests {
             boot_id: "b".into(),
             taken_unix_ms: 1_700_000_000_000,
             async_io: AsyncIo::Ending,
+            space: MetaSpace { guards: vec![AddrRange::new(0x1000, 0x2000)], ..MetaSpace::default() },
             checksums: false,
             segments: Vec::new(),
             descendants: Vec::new(),

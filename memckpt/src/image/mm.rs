@@ -1,5 +1,6 @@
 //! `mm-PID.img`: the layout of an address space.
 
+use crate::addr::AddrRange;
 use crate::kernel::maps::{Prot, Vma};
 
 use super::magic::ImageKind;
@@ -71,6 +72,12 @@ impl VmaRecord<'_> {
             fdflags: self.fdflags,
         }
     }
+}
+
+/// What has no more than a place and a status, as the guard regions that CRIU records after all VMAs since 4.2.
+#[must_use]
+pub fn bare_entry(range: AddrRange, status: u32) -> VmaEntry {
+    VmaEntry { start: range.start.get(), end: range.end.get(), status, fd: -1, ..VmaEntry::default() }
 }
 
 /// The address space with `numbers`, the auxiliary vector `auxv` (`/proc/PID/auxv`, without its end marker) and the

@@ -183,12 +183,13 @@ const HEAP: &str = "heap";
 
 /// What CRIU's status bits say; the most telling first.
 fn kind(status: u32) -> &'static str {
-    const NAMES: [(u32, &str); 13] = [
+    const NAMES: [(u32, &str); 14] = [
         (2, "vsyscall"),
         (3, "vdso"),
         (12, "vvar"),
         (13, "aio ring"),
         (15, "shadow stack"),
+        (16, "guard region"),
         (17, "uprobes"),
         (5, HEAP),
         (14, "memfd"),

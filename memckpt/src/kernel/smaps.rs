@@ -72,6 +72,8 @@ bitflags! {
         const MAY_SHARE = 1 << 28;
         /// `gu`: may hold guard regions.
         const MAYBE_GUARD = 1 << 29;
+        /// `lf`: its pages are locked as they come (mlock2(2), MLOCK_ONFAULT).
+        const LOCKED_ON_FAULT = 1 << 30;
         /// Letters that this program does not know.
         const UNKNOWN = 1 << 63;
     }
@@ -87,7 +89,8 @@ impl VmFlags {
         match word {
             b"gd" => Self::GROWS_DOWN,
             b"pf" => Self::PFN_MAP,
-            b"lo" | b"lf" => Self::LOCKED,
+            b"lo" => Self::LOCKED,
+            b"lf" => Self::LOCKED.union(Self::LOCKED_ON_FAULT),
             b"io" => Self::IO,
             b"dc" => Self::DONT_COPY,
             b"de" => Self::DONT_EXPAND,

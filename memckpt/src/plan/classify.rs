@@ -4,6 +4,9 @@ use bitflags::bitflags;
 
 use crate::kernel::maps::Vma;
 
+/// Private memory that the kernel may drop (Linux 6.11); missing in libc.
+const MAP_DROPPABLE: i32 = 0x08;
+
 bitflags! {
     /// CRIU's `vma_entry.status`.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,6 +37,8 @@ bitflags! {
         const MEMFD = 1 << 14;
         /// A user shadow stack.
         const SHSTK = 1 << 15;
+        /// No area, but a guard region in one (MADV_GUARD_INSTALL); CRIU 4.2.
+        const GUARD = 1 << 16;
         /// The page of out-of-line uprobe instructions.
         const UPROBES = 1 << 17;
     }
@@ -60,6 +65,8 @@ pub struct VmaFacts {
     pub grows_down: bool,
     /// `lo`: locked.
     pub locked: bool,
+    /// `lf`: locked, page by page as they come.
+    pub locked_on_fault: bool,
     /// `nr`: no memory is reserved for it (MAP_NORESERVE).
     pub no_reserve: bool,
     /// `dp`: the kernel may drop its pages (MAP_DROPPABLE, Linux 6.11).
@@ -235,7 +242,7 @@ impl VmaClass {
         VmaStatus::REGULAR | kind
     }
 
-    /// The flags that mmap(2) would make `vma`, which is of this class, with.
+    /// The flags that mmap(2) would make `vma`, which is of this class, with; of droppable memory, MAP_PRIVATE with them.
     #[must_use]
     pub fn map_flags(self, vma: &Vma, facts: VmaFacts) -> u32 {
         let of_file = !vma.is_anonymous()
@@ -247,6 +254,7 @@ impl VmaClass {
             (facts.grows_down, libc::MAP_GROWSDOWN),
             (facts.locked, libc::MAP_LOCKED),
             (facts.no_reserve, libc::MAP_NORESERVE),
+            (facts.droppable, MAP_DROPPABLE),
             (facts.hugetlb, libc::MAP_HUGETLB),
         ];
         flags.iter().filter(|(on, _)| *on).fold(0, |all, (_, flag)| all | *flag as u32)

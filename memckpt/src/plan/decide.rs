@@ -196,6 +196,20 @@ pub fn compose(evidence: &Evidence<'_>) -> Result<Vec<PlannedRun>, PlanError> {
     join(runs)
 }
 
+/// The guard regions (MADV_GUARD_INSTALL): those that were scanned, and of what no hint has asked for a scan of, those `before`,
+/// in the parent. To install or remove one is an event, which has its range scanned.
+#[must_use]
+pub fn guards(evidence: &Evidence<'_>, before: &RangeSet) -> RangeSet {
+    let mut guards: RangeSet = match evidence.usable_parent() {
+        Some(_) => evidence.areas.iter().flat_map(|area| before.within(area.range)).collect(),
+        None => RangeSet::new(),
+    };
+    guards.subtract(evidence.scanned);
+    let scanned = evidence.pages.iter().filter(|run| run.flags.contains(PageFlags::GUARD));
+    guards.union(&scanned.flat_map(|run| evidence.scanned.within(run.range)).collect());
+    guards
+}
+
 /// A run that can be joined with the next one.
 trait Run: Copy {
     fn range(&mut self) -> &mut AddrRange;

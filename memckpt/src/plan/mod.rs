@@ -5,5 +5,5 @@ pub mod decide;
 pub mod pages;
 
 pub use classify::{Refusal, SharedKind, VmaClass, VmaFacts, VmaStatus, classify};
-pub use decide::{Evidence, GrabRun, PlanError, compose, must_scan, to_dump};
+pub use decide::{Evidence, GrabRun, PlanError, compose, guards, must_scan, to_dump};
 pub use pages::{Area, Handling, PageAction, PlannedRun};

@@ -70,8 +70,9 @@ pub(super) fn build(
                 let args = [range.start.get(), range.len(), u64::from(*prot)];
                 batch.call("mprotect", libc::SYS_mprotect, args)?;
             }
-            Step::Lock(range) => {
-                batch.call("mlock2", libc::SYS_mlock2, [range.start.get(), range.len(), MLOCK_ONFAULT])?;
+            Step::Lock { range, on_fault } => {
+                let how = if *on_fault { MLOCK_ONFAULT } else { 0 };
+                batch.call("mlock2", libc::SYS_mlock2, [range.start.get(), range.len(), how])?;
             }
         }
     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::image::proto::TaskKobjIdsEntry;
+use crate::kernel::features::capability_is_effective;
 use crate::kernel::status;
 
 use super::checkpoint::{Checkpoint, State};
@@ -13,6 +14,7 @@ use super::sessions::Births;
 
 /// Refuses a tree that cannot be made here.
 pub(super) fn possible(checkpoint: &Checkpoint, request: &Request) -> Result<(), RestoreError> {
+    may_choose_ids()?;
     for process in &checkpoint.processes {
         ids_are_free(process.pid, &process.state)?;
     }
@@ -26,6 +28,17 @@ pub(super) fn possible(checkpoint: &Checkpoint, request: &Request) -> Result<(),
         return Err(Refusal::State { pid: root.pid, what }.into());
     }
     shared(checkpoint)
+}
+
+/// Refuses whoever may not say which ID a process gets (clone3(2), set_tid).
+fn may_choose_ids() -> Result<(), RestoreError> {
+    /// CAP_SYS_ADMIN; CAP_CHECKPOINT_RESTORE, from Linux 5.9 on (linux/capability.h).
+    const EITHER: [u32; 2] = [21, 40];
+    if EITHER.into_iter().any(capability_is_effective) {
+        return Ok(());
+    }
+    let what = "its processes need the IDs that they had, and to choose those takes CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE: run memckpt as root";
+    Err(Refusal::Checkpoint(what.into()).into())
 }
 
 /// Refuses processes that share what only a fork can have them share, unless one is the other's child, and borne by it.

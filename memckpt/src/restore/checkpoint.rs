@@ -11,8 +11,10 @@ use crate::image::proto::{
 };
 use crate::image::{Chain, ImageKind, magic};
 use crate::plan::classify::VmaStatus;
+use crate::range_set::RangeSet;
 
 use super::error::{Refusal, RestoreError};
+use super::memory::Space;
 
 /// One past the highest address of a process with four levels of page tables (TASK_SIZE_MAX).
 pub(super) const TASK_SIZE: u64 = (1 << 47) - 4096;
@@ -61,6 +63,10 @@ pub(super) struct Alive {
     pub(super) task: TaskCoreEntry,
     pub(super) stopped: bool,
     pub(super) mm: MmEntry,
+    /// Where a touch is a fault, within its areas (MADV_GUARD_INSTALL).
+    guards: RangeSet,
+    /// Where pages are locked as they come.
+    locked_on_fault: RangeSet,
     pub(super) memory: Chain,
     pub(super) ids: TaskKobjIdsEntry,
     pub(super) fs: FsEntry,
@@ -141,6 +147,11 @@ impl Checkpoint {
 }
 
 impl Alive {
+    /// Its areas.
+    pub(super) fn space(&self) -> Space<'_> {
+        Space { vmas: &self.mm.vmas, guards: &self.guards, locked_on_fault: &self.locked_on_fault }
+    }
+
     /// Its VMAs, as ranges.
     pub(super) fn ranges(&self) -> impl Iterator<Item = AddrRange> {
         self.mm.vmas.iter().map(range)
@@ -209,8 +220,11 @@ fn alive(
 ) -> Result<Alive, RestoreError> {
     let pid = entry.pid as i32;
     let member = memory.youngest();
-    let mm = member.mm()?.ok_or_else(|| missing(member, &magic::mm_name(pid), ""))?;
-    check_layout(&mm.vmas).map_err(|reason| member.damaged(&magic::mm_name(pid), 0, reason))?;
+    let mut mm = member.mm()?.ok_or_else(|| missing(member, &magic::mm_name(pid), ""))?;
+    let told =
+        member.meta().and_then(|meta| meta.process(pid)).map(|process| process.space).unwrap_or_default();
+    let guards = guards(&mut mm, told.guards);
+    check_layout(&mm.vmas, &guards).map_err(|reason| member.damaged(&magic::mm_name(pid), 0, reason))?;
     let ids = match (core.ids.clone(), member.ids(pid)?) {
         (Some(ids), _) | (None, Some(ids)) => ids,
         (None, None) => return Err(missing(member, &magic::ids_name(pid), "")),
@@ -230,7 +244,19 @@ fn alive(
         let core = member.core(tid)?.ok_or_else(|| missing(member, &magic::core_name(tid), ""))?;
         threads.push(thread(member, tid, core)?);
     }
-    Ok(Alive { stopped: task.task_state == TASK_STOPPED, task, mm, ids, fs, descriptors, threads, memory })
+    let stopped = task.task_state == TASK_STOPPED;
+    let (guards, locked_on_fault) =
+        (guards.into_iter().collect(), told.locked_on_fault.into_iter().collect());
+    Ok(Alive { stopped, task, mm, guards, locked_on_fault, ids, fs, descriptors, threads, memory })
+}
+
+/// Takes the guard regions out of the areas, where CRIU has them since 4.2, and adds those that memckpt `told`.
+fn guards(mm: &mut MmEntry, told: Vec<AddrRange>) -> Vec<AddrRange> {
+    let vmas = std::mem::take(&mut mm.vmas);
+    let (guards, vmas): (Vec<_>, Vec<_>) =
+        vmas.into_iter().partition(|vma| vma.status & VmaStatus::GUARD.bits() != 0);
+    mm.vmas = vmas;
+    guards.iter().map(range).chain(told).collect()
 }
 
 fn thread(member: &Member, tid: i32, core: CoreEntry) -> Result<Thread, RestoreError> {
@@ -245,14 +271,20 @@ fn thread(member: &Member, tid: i32, core: CoreEntry) -> Result<Thread, RestoreE
     }
 }
 
-/// VMAs are whole pages, in order, below the end of user space; only the vsyscall page is above.
-fn check_layout(vmas: &[VmaEntry]) -> Result<(), String> {
+/// VMAs are whole pages, in order, below the end of user space; only the vsyscall page is above. So are guard regions, in any order.
+fn check_layout(vmas: &[VmaEntry], guards: &[AddrRange]) -> Result<(), String> {
+    let possible = |range: AddrRange, limit: u64| {
+        let aligned = range.start.is_page_aligned() && range.end.is_page_aligned();
+        aligned && !range.is_empty() && range.end.get() <= limit
+    };
+    if let Some(guard) = guards.iter().find(|guard| !possible(**guard, TASK_SIZE)) {
+        return Err(format!("there can be no guard region {guard} here"));
+    }
     let mut before = 0;
     for vma in vmas {
         let range = range(vma);
-        let aligned = range.start.is_page_aligned() && range.end.is_page_aligned();
-        let above = range.end.get() > TASK_SIZE && vma.status & VmaStatus::VSYSCALL.bits() == 0;
-        if !aligned || above || range.is_empty() || range.start.get() < before {
+        let limit = if vma.status & VmaStatus::VSYSCALL.bits() == 0 { TASK_SIZE } else { u64::MAX };
+        if !possible(range, limit) || range.start.get() < before {
             return Err(format!("there can be no area {range} here"));
         }
         before = vma.end;

@@ -5,8 +5,19 @@ use crate::image::Chain;
 use crate::image::chain::HeldRun;
 use crate::image::proto::VmaEntry;
 use crate::plan::classify::VmaStatus;
+use crate::range_set::RangeSet;
 
 use super::checkpoint::range;
+
+/// The areas that there are, or shall be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Space<'a> {
+    pub(super) vmas: &'a [VmaEntry],
+    /// Where a touch is a fault.
+    pub(super) guards: &'a RangeSet,
+    /// Where pages are locked as they come, if at all.
+    pub(super) locked_on_fault: &'a RangeSet,
+}
 
 /// A step towards it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +34,8 @@ pub(super) enum Step {
     Read(HeldRun),
     /// mprotect(2)
     Protect { range: AddrRange, prot: u32 },
-    /// mlock(2), without touching what is not there (MLOCK_ONFAULT).
-    Lock(AddrRange),
+    /// mlock2(2), touching what is not there, or not.
+    Lock { range: AddrRange, on_fault: bool },
 }
 
 /// How an area comes about.
@@ -61,6 +72,9 @@ const KEPT: u32 = (libc::MAP_SHARED
 const MAP_DROPPABLE: i32 = 0x08;
 /// Advice that says what becomes of the pages that are about to come.
 const EARLY: [i32; 2] = [libc::MADV_HUGEPAGE, libc::MADV_NOHUGEPAGE];
+/// Advice of madvise(2) (Linux 6.13; 6.15 for mappings of files).
+const GUARD_INSTALL: i32 = 102;
+const GUARD_REMOVE: i32 = 103;
 /// As many bytes as one pread(2) may ask for (MAX_RW_COUNT, include/linux/fs.h), in round numbers.
 const READ_MAX: u64 = 1 << 30;
 
@@ -96,36 +110,42 @@ fn source(vma: &VmaEntry) -> Source {
     Source::Anonymous
 }
 
-/// Makes the areas `vmas` with the pages of `memory`, in an empty address space.
-pub(super) fn build(vmas: &[VmaEntry], memory: &Chain) -> Vec<Step> {
+/// Makes the areas of `space` with the pages of `memory`, in an empty address space.
+pub(super) fn build(space: Space<'_>, memory: &Chain) -> Vec<Step> {
     let mut steps = Vec::new();
-    for vma in vmas.iter().filter(|vma| is_made(vma)) {
+    for vma in space.vmas.iter().filter(|vma| is_made(vma)) {
         let runs: Vec<HeldRun> = match vma.flags & MAP_SHARED {
             0 => memory.within(range(vma)).collect(),
             // Its object holds them.
             _ => Vec::new(),
         };
-        make(vma, vmas, runs, &mut steps);
+        make(vma, space, runs, &mut steps);
     }
     steps
 }
 
-/// Makes `vma`, one of `vmas`.
-fn make(vma: &VmaEntry, vmas: &[VmaEntry], runs: Vec<HeldRun>, steps: &mut Vec<Step>) {
+/// Makes `vma`, one of `space`.
+fn make(vma: &VmaEntry, space: Space<'_>, runs: Vec<HeldRun>, steps: &mut Vec<Step>) {
     match origin(vma) {
         Origin::Mapped(source) => {
             let prot = if runs.is_empty() { vma.prot } else { vma.prot | libc::PROT_WRITE as u32 };
-            steps.push(Step::Map { range: range(vma), prot, flags: vma.flags & KEPT, source });
-            fill(vma, prot, runs, steps);
+            steps.push(Step::Map { range: range(vma), prot, flags: map_flags(vma), source });
+            fill(vma, space, prot, runs, steps);
         }
         Origin::Segment { object, offset } => {
             // All of it is attached at once, with the first of its areas; several they are by what was done to some of its pages.
             if offset == 0 {
-                steps.push(Step::Attach { range: attachment(vma, vmas), object });
+                steps.push(Step::Attach { range: attachment(vma, space.vmas), object });
             }
-            fill(vma, ATTACHED, Vec::new(), steps);
+            fill(vma, space, ATTACHED, Vec::new(), steps);
         }
     }
+}
+
+/// The flags that mmap(2) takes. Droppable memory is private, and a type of its own to it.
+fn map_flags(vma: &VmaEntry) -> u32 {
+    let flags = vma.flags & KEPT;
+    if flags & MAP_DROPPABLE as u32 == 0 { flags } else { flags & !(libc::MAP_PRIVATE as u32) }
 }
 
 /// The addresses of a segment that is attached with `vma`, one of `vmas`, as its first area.
@@ -145,7 +165,7 @@ fn is_segment(vma: &VmaEntry) -> bool {
     matches!(origin(vma), Origin::Segment { .. })
 }
 
-fn fill(vma: &VmaEntry, prot: u32, runs: Vec<HeldRun>, steps: &mut Vec<Step>) {
+fn fill(vma: &VmaEntry, space: Space<'_>, prot: u32, runs: Vec<HeldRun>, steps: &mut Vec<Step>) {
     let range = range(vma);
     let (early, late): (Vec<i32>, Vec<i32>) = advice(vma).partition(|advice| EARLY.contains(advice));
     steps.extend(early.into_iter().map(|advice| Step::Advise { range, advice }));
@@ -154,7 +174,9 @@ fn fill(vma: &VmaEntry, prot: u32, runs: Vec<HeldRun>, steps: &mut Vec<Step>) {
         steps.push(Step::Protect { range, prot: vma.prot });
     }
     steps.extend(late.into_iter().map(|advice| Step::Advise { range, advice }));
-    lock(vma, steps);
+    // What is locked takes none any more.
+    steps.extend(space.guards.within(range).map(|range| Step::Advise { range, advice: GUARD_INSTALL }));
+    lock(vma, space, steps);
 }
 
 /// The advice of madvise(2) that is in force.
@@ -176,12 +198,13 @@ fn pieces(run: HeldRun) -> impl Iterator<Item = HeldRun> {
 /// Turns the address space of a parent, as a fork has left it, into that of its child. What both have alike stays shared until it
 /// is written; `differs` tells which pages of a range do not.
 pub(super) fn adapt<E>(
-    parent: &[VmaEntry],
-    child: &[VmaEntry],
+    Space { vmas: parent, guards: inherited, .. }: Space<'_>,
+    space: Space<'_>,
     memory: &Chain,
     mut differs: impl FnMut(AddrRange) -> Result<Difference, E>,
 ) -> Result<Vec<Step>, E> {
     let mut steps = Vec::new();
+    let child = space.vmas;
     // What is attached as a whole stays or goes so.
     let segments = |vmas: &[VmaEntry]| vmas.iter().filter(|vma| is_segment(vma)).cloned().collect::<Vec<_>>();
     let attached = segments(parent);
@@ -189,7 +212,7 @@ pub(super) fn adapt<E>(
     let stays = |vma: &VmaEntry, others: &[VmaEntry]| {
         survives_fork(vma)
             && (attached_alike || !is_segment(vma))
-            && others.binary_search_by_key(&vma.start, |v| v.start).is_ok_and(|at| others[at] == *vma)
+            && others.binary_search_by_key(&vma.start, |v| v.start).is_ok_and(|at| alike(&others[at], vma))
     };
     for vma in parent.iter().filter(|vma| is_made(vma) && !stays(vma, child)) {
         steps.push(Step::Unmap(range(vma)));
@@ -198,8 +221,10 @@ pub(super) fn adapt<E>(
         let private = vma.flags & MAP_SHARED == 0;
         if !stays(vma, parent) {
             let runs = if private { memory.within(range(vma)).collect() } else { Vec::new() };
-            make(vma, child, runs, &mut steps);
-        } else if private {
+            make(vma, space, runs, &mut steps);
+            continue;
+        }
+        if private {
             let Difference { gone, other } = differs(range(vma))?;
             let prot = if other.is_empty() { vma.prot } else { vma.prot | libc::PROT_WRITE as u32 };
             if prot != vma.prot {
@@ -210,12 +235,20 @@ pub(super) fn adapt<E>(
             if prot != vma.prot {
                 steps.push(Step::Protect { range: range(vma), prot: vma.prot });
             }
-            lock(vma, &mut steps);
-        } else {
-            lock(vma, &mut steps);
         }
+        guard_as(inherited, space.guards, range(vma), &mut steps);
+        lock(vma, space, &mut steps);
     }
     Ok(steps)
+}
+
+/// Turns the guard regions in `range` that are `inherited` into those `wanted`.
+fn guard_as(inherited: &RangeSet, wanted: &RangeSet, range: AddrRange, steps: &mut Vec<Step>) {
+    for (of, but, advice) in [(inherited, wanted, GUARD_REMOVE), (wanted, inherited, GUARD_INSTALL)] {
+        let mut advised: RangeSet = of.within(range).collect();
+        advised.subtract(but);
+        steps.extend(advised.iter().map(|range| Step::Advise { range, advice }));
+    }
 }
 
 /// In which a child's pages are not its parent's.
@@ -232,9 +265,18 @@ fn survives_fork(vma: &VmaEntry) -> bool {
     advice(vma).all(|advice| advice != libc::MADV_DONTFORK && advice != libc::MADV_WIPEONFORK)
 }
 
-fn lock(vma: &VmaEntry, steps: &mut Vec<Step>) {
+/// Whether two areas differ in nothing that a fork keeps.
+fn alike(a: &VmaEntry, b: &VmaEntry) -> bool {
+    let unlocked = |vma: &VmaEntry| VmaEntry { flags: vma.flags & !(libc::MAP_LOCKED as u32), ..vma.clone() };
+    unlocked(a) == unlocked(b)
+}
+
+fn lock(vma: &VmaEntry, space: Space<'_>, steps: &mut Vec<Step>) {
+    let range = range(vma);
     if vma.flags & libc::MAP_LOCKED as u32 != 0 {
-        steps.push(Step::Lock(range(vma)));
+        // What cannot be touched cannot be there.
+        let closed = vma.prot & libc::PROT_READ as u32 == 0 || space.guards.overlaps(range);
+        steps.push(Step::Lock { range, on_fault: closed || space.locked_on_fault.overlaps(range) });
     }
 }
 
@@ -260,6 +302,13 @@ mod tests {
         }
     }
 
+    static NONE: RangeSet = RangeSet::new();
+
+    /// Without guard regions.
+    fn space(vmas: &[VmaEntry]) -> Space<'_> {
+        Space { vmas, guards: &NONE, locked_on_fault: &NONE }
+    }
+
     fn pages(start: u64, count: u64) -> AddrRange {
         AddrRange::new(start * PAGE, (start + count) * PAGE)
     }
@@ -278,7 +327,7 @@ mod tests {
 
     #[test]
     fn a_segment_is_attached_whole_and_once_an_attachment() {
-        let steps = build(&attached(), &Chain::empty());
+        let steps = build(space(&attached()), &Chain::empty());
         let protect = Step::Protect { range: pages(17, 1), prot: libc::PROT_READ as u32 };
         let attach = |start| Step::Attach { range: pages(start, 4), object: 3 };
         assert_eq!(steps, [attach(16), protect, attach(20)]);
@@ -288,7 +337,7 @@ mod tests {
     fn a_child_keeps_what_is_attached_or_attaches_all_of_it_again() {
         let adapted = |child: &[VmaEntry]| {
             let same = |_| Ok::<_, Infallible>(Difference::default());
-            let Ok(steps) = adapt(&attached(), child, &Chain::empty(), same);
+            let Ok(steps) = adapt(space(&attached()), space(child), &Chain::empty(), same);
             steps
         };
         assert_eq!(adapted(&attached()), []);
@@ -298,5 +347,55 @@ mod tests {
         let count = |is: fn(&Step) -> bool| steps.iter().filter(|step| is(step)).count();
         assert_eq!(count(|step| matches!(step, Step::Unmap(_))), 4, "{steps:?}");
         assert_eq!(count(|step| matches!(step, Step::Attach { .. })), 2, "{steps:?}");
+    }
+
+    #[test]
+    fn guard_regions_are_installed_and_a_childs_are_its_own() {
+        let area = |start| VmaEntry {
+            status: (VmaStatus::REGULAR | VmaStatus::ANON_PRIVATE).bits(),
+            flags: libc::MAP_PRIVATE as u32 | libc::MAP_ANONYMOUS as u32,
+            ..segment(start, 8, 0, WRITABLE)
+        };
+        let (vmas, other) = (vec![area(16), area(32)], vec![area(16), area(40)]);
+        let guards: RangeSet = [pages(16, 1), pages(20, 2), pages(32, 1)].into_iter().collect();
+        let others: RangeSet = [pages(21, 2), pages(40, 1)].into_iter().collect();
+        let advised = |steps: &[Step]| -> Vec<(AddrRange, i32)> {
+            let advised = steps.iter().filter_map(|step| match step {
+                Step::Advise { range, advice } => Some((*range, *advice)),
+                _ => None,
+            });
+            advised.collect()
+        };
+        let parent = Space { guards: &guards, ..space(&vmas) };
+        let steps = build(parent, &Chain::empty());
+        let all: Vec<_> = guards.iter().map(|range| (range, GUARD_INSTALL)).collect();
+        assert_eq!(advised(&steps), all);
+        let same = |_| Ok::<_, Infallible>(Difference::default());
+        let Ok(steps) = adapt(parent, Space { guards: &others, ..space(&other) }, &Chain::empty(), same);
+        let expected = [
+            (pages(16, 1), GUARD_REMOVE),
+            (pages(20, 1), GUARD_REMOVE),
+            (pages(22, 1), GUARD_INSTALL),
+            (pages(40, 1), GUARD_INSTALL),
+        ];
+        assert_eq!(advised(&steps), expected);
+    }
+
+    #[test]
+    fn locked_or_not_an_area_stays_and_is_touched_if_all_of_it_was_locked() {
+        let area = |start, locked: bool| VmaEntry {
+            status: (VmaStatus::REGULAR | VmaStatus::ANON_PRIVATE).bits(),
+            flags: (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | if locked { libc::MAP_LOCKED } else { 0 })
+                as u32,
+            ..segment(start, 8, 0, WRITABLE)
+        };
+        let parent = vec![area(16, true), area(32, true), area(48, false)];
+        let child = vec![area(16, false), area(32, true), area(48, true)];
+        let on_fault: RangeSet = [pages(48, 8)].into_iter().collect();
+        let same = |_| Ok::<_, Infallible>(Difference::default());
+        let shall = Space { locked_on_fault: &on_fault, ..space(&child) };
+        let Ok(steps) = adapt(space(&parent), shall, &Chain::empty(), same);
+        let lock = |start, on_fault| Step::Lock { range: pages(start, 8), on_fault };
+        assert_eq!(steps, [lock(32, false), lock(48, true)]);
     }
 }

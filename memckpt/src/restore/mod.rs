@@ -62,8 +62,8 @@ pub fn read(images: &Path, verify: bool) -> Result<(), RestoreError> {
     Births::of(&checkpoint.processes)?;
     for (process, alive) in checkpoint.alive() {
         let steps = match checkpoint.parent(process) {
-            None => memory::build(&alive.mm.vmas, &alive.memory),
-            Some((_, parent)) => memory::adapt(&parent.mm.vmas, &alive.mm.vmas, &alive.memory, |range| {
+            None => memory::build(alive.space(), &alive.memory),
+            Some((_, parent)) => memory::adapt(parent.space(), alive.space(), &alive.memory, |range| {
                 build::difference(&parent.memory, &alive.memory, range)
             })?,
         };

@@ -80,7 +80,7 @@ impl<'a> Tree<'a> {
         self.clear(task)?;
         let State::Alive(alive) = &root.state else { return Ok(()) };
         let mut batch = Batch::of(task);
-        let steps = memory::build(&alive.mm.vmas, &alive.memory);
+        let steps = memory::build(alive.space(), &alive.memory);
         build::build(root.pid, &steps, &alive.memory, self.files, &mut batch)?;
         self.put_kernel_areas(root.pid, &mut batch)?;
         self.grow(root, alive)?;
@@ -215,7 +215,7 @@ impl<'a> Tree<'a> {
                 old.unmap(&mut batch)?;
             }
         }
-        let steps = memory::adapt(&parents.mm.vmas, &alive.mm.vmas, &alive.memory, |range| {
+        let steps = memory::adapt(parents.space(), alive.space(), &alive.memory, |range| {
             build::difference(&parents.memory, &alive.memory, range)
         })?;
         build::build(child.pid, &steps, &alive.memory, self.files, &mut batch)?;

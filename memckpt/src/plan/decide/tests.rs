@@ -251,3 +251,34 @@ fn two_states_of_one_page_are_an_error() {
     assert_eq!(to_dump(&evidence), Err(PlanError::Twice(page(0))));
     assert_eq!(compose(&evidence), Err(PlanError::Twice(page(0))));
 }
+
+#[test]
+fn guard_regions_are_those_scanned_and_elsewhere_the_parents() {
+    let area = Area {
+        range: AddrRange::new(0, 40 * PAGE_SIZE),
+        handling: Handling::Tracked,
+        readable: true,
+        lazy: false,
+    };
+    let set = |pages: &[u64]| pages.iter().map(|n| page(*n)).collect::<RangeSet>();
+    let (scanned, before, none) = (set(&[4, 5, 6]), set(&[2, 5, 44]), RangeSet::new());
+    // No page is one of these and something else.
+    let pages: Vec<PageRun> =
+        [(4, PageFlags::GUARD), (5, PageFlags::PRESENT), (9, PageFlags::GUARD)].map(run).into();
+    let evidence = Evidence {
+        areas: &[area],
+        scanned: &scanned,
+        pages: &pages,
+        parent: Some(&none),
+        changed: &none,
+        doubtful: &none,
+        tracking: true,
+    };
+    // 5 was removed, 9 nobody has asked for, 44 is no longer mapped.
+    assert_eq!(guards(&evidence, &before), set(&[2, 4]));
+    assert_eq!(guards(&Evidence { tracking: false, ..evidence }, &before), set(&[4]));
+}
+
+fn run((number, flags): (u64, PageFlags)) -> PageRun {
+    PageRun { range: page(number), flags }
+}
