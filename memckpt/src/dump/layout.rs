@@ -162,7 +162,9 @@ fn facts(flags: &[(AddrRange, VmFlags)], range: AddrRange) -> VmaFacts {
         mergeable: all.contains(VmFlags::MERGEABLE),
         grows_down: all.contains(VmFlags::GROWS_DOWN),
         locked: all.contains(VmFlags::LOCKED),
-        locked_on_fault: all.contains(VmFlags::LOCKED_ON_FAULT),
+        // Which 6.1 has no letters for, and shows as `??`.
+        locked_on_fault: all.contains(VmFlags::LOCKED_ON_FAULT)
+            || all.contains(VmFlags::LOCKED.union(VmFlags::UNKNOWN)),
         no_reserve: all.contains(VmFlags::NO_RESERVE),
         droppable: all.contains(VmFlags::DROPPABLE),
         wipe_on_fork: all.contains(VmFlags::WIPE_ON_FORK),
