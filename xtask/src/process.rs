@@ -21,12 +21,13 @@ pub(crate) struct Partner {
 }
 
 impl Partner {
-    /// Starts it and waits for its line `ready`.
-    pub(crate) fn start(program: &Path, args: &[&str]) -> Result<Self> {
+    /// Starts it and waits for its line `ready`. Its errors go to `stderr`.
+    pub(crate) fn start(program: &Path, args: &[&str], stderr: Stdio) -> Result<Self> {
         let mut child = Command::new(program)
             .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(stderr)
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))?;
         let stdout = child.stdout.take().context("no standard output")?;

@@ -2,7 +2,7 @@
 
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
@@ -34,7 +34,7 @@ fn main_job(memckpt: &Memckpt, demo: &Path) -> Result<()> {
     memckpt.run(&["check"])?;
 
     println!("\n$ memckpt-demo &");
-    let demo = Partner::start(demo, &[])?;
+    let demo = Partner::start(demo, &[], Stdio::inherit())?;
     let pid = demo.pid();
     let first = demo.line()?;
     println!("demo {pid}: 256 MiB, 4 threads, {first}");

@@ -67,7 +67,8 @@ fn measure(programs: &Path) -> Result<bool> {
     let memckpt = Memckpt::new(programs.join("memckpt"));
     let scratch = scratch()?;
     let images = scratch.path().to_str().context("a path that is no text")?;
-    let process = Partner::start(&programs.join("memckpt-resident"), &[&MIB.to_string()])?;
+    // Not to a console, as a guest has, which no checkpoint holds.
+    let process = Partner::start(&programs.join("memckpt-resident"), &[&MIB.to_string()], Stdio::null())?;
     let pid: i32 = process.pid().parse()?;
     memckpt.run(&["dump", "--shell-job", "-t", &process.pid(), "-D", images])?;
     drop(process);

@@ -4,7 +4,7 @@
 //! 2. From 128 MiB to 2 GiB of clean memory, neither entries read nor frozen time less `clear_ms` differ by more than 10 %.
 
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 
 use anyhow::{Result, ensure};
 
@@ -35,7 +35,8 @@ struct Chain<'a> {
 
 impl<'a> Chain<'a> {
     fn start(memckpt: &'a Memckpt, programs: &Path, mib: usize) -> Result<Self> {
-        let process = Partner::start(&programs.join("memckpt-resident"), &[&mib.to_string()])?;
+        let process =
+            Partner::start(&programs.join("memckpt-resident"), &[&mib.to_string()], Stdio::inherit())?;
         memckpt.run(&["watch", &process.pid(), "--background"])?;
         Ok(Self { memckpt, process, scratch: scratch()?, length: 0 })
     }
