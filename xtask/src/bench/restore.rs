@@ -1,6 +1,5 @@
 //! `cargo xtask bench restore`: restoring 1 GiB takes no more than 1.3 times as long as a program that maps as much, faults it in, and
-//! reads the same pages from the same file. On this machine: a guest counts instructions, which tell nothing of the time that copying and
-//! hashing take.
+//! reads the same pages from the same file.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -26,6 +25,8 @@ const PIECE: usize = 1 << 20;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    #[command(flatten)]
+    place: Place,
     /// Be the program that is compared with, reading this file.
     #[arg(long, hide = true)]
     plainly: Option<PathBuf>,
@@ -37,7 +38,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         println!("{}", read_plainly(pages)?);
         return Ok(ExitCode::SUCCESS);
     }
-    Place::here().run("restore", "", &["memckpt-resident"], measure)
+    // The process, its image, and the process again.
+    args.place.run("restore", "6G", &["memckpt-resident"], measure)
 }
 
 /// Maps as much as the file has, faults it in, and reads the file: the microseconds that it takes.
