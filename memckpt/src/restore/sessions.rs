@@ -105,6 +105,9 @@ mod tests {
         assert!(births.before_session(&deep[1], &deep[2]) && births.before_session(&deep[2], &deep[3]));
         let torn = [process(1, 0, 9), process(2, 1, 2), process(3, 2, 9), process(4, 2, 4), process(5, 4, 2)];
         assert!(Births::of(&torn).is_ok());
+        // 3's children are of two sessions, both older than its own: it cannot have been born in both.
+        let both = [process(1, 0, 1), process(2, 1, 2), process(3, 2, 3), process(4, 3, 1), process(5, 3, 2)];
+        assert!(Births::of(&both).is_err());
     }
 
     #[test]
