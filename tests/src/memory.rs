@@ -1,4 +1,5 @@
-//! Page-wise memory for the demo and the benchmarks: mapped directly, without huge pages, so that what is dirtied is pages.
+//! Page-wise memory for the demo and the benchmarks: mapped directly, and, but where it is asked for, without huge pages, so
+//! that what is dirtied is pages.
 
 use std::io;
 use std::ptr::{self, NonNull};
@@ -19,12 +20,25 @@ pub struct Pages {
 unsafe impl Send for Pages {}
 
 impl Pages {
-    /// Maps `count` pages of zeroes.
+    /// Maps `count` pages of zeroes, none of them huge.
     ///
     /// # Errors
     ///
     /// When mmap(2) fails.
     pub fn map(count: usize) -> io::Result<Self> {
+        Self::map_advised(count, libc::MADV_NOHUGEPAGE)
+    }
+
+    /// Maps `count` pages of zeroes, of which as many as can be come as huge ones.
+    ///
+    /// # Errors
+    ///
+    /// When mmap(2) fails.
+    pub fn map_huge(count: usize) -> io::Result<Self> {
+        Self::map_advised(count, libc::MADV_HUGEPAGE)
+    }
+
+    fn map_advised(count: usize, advice: libc::c_int) -> io::Result<Self> {
         let (protection, flags) =
             (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: a new anonymous mapping at a place of the kernel's choice touches no memory of ours.
@@ -33,7 +47,7 @@ impl Pages {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the range is the mapping just made; the advice changes no content.
-        unsafe { libc::madvise(start, count * PAGE, libc::MADV_NOHUGEPAGE) };
+        unsafe { libc::madvise(start, count * PAGE, advice) };
         let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at address 0"))?;
         Ok(Self { start, count })
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZero;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
@@ -121,36 +122,38 @@ fn count(pagemap: &PagemapImage) -> u64 {
     present.map(|run| run.range.len().div_ceil(BLOCK)).fold(0, u64::saturating_add)
 }
 
-/// The checksums of `blocks`, whose bytes `read` gives, on all processors.
+/// The checksums of `blocks`, whose bytes `read` gives, on all processors. From the first to the last, each processor the next one: a
+/// restore reads the same bytes meanwhile in the same order, so that whoever comes second has them from a cache.
 fn compute<E: Send>(
     blocks: &[Block],
     read: &(impl Fn(u64, &mut [u8]) -> Result<(), E> + Sync),
 ) -> Result<Vec<Checksum>, E> {
-    let some = |blocks: &[Block]| {
-        let longest = blocks.iter().map(|block| block.range.len()).max().unwrap_or(0);
+    let longest = blocks.iter().map(|block| block.range.len()).max().unwrap_or(0);
+    let next = AtomicUsize::new(0);
+    let some = || {
         let mut buffer = vec![0; longest as usize];
-        let sum = |block: &Block| {
+        let mut sums = Vec::new();
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(block) = blocks.get(at) else { return Ok(sums) };
             let bytes = &mut buffer[..block.range.len() as usize];
             read(block.offset, bytes)?;
-            Ok(Checksum(XxHash3_64::oneshot(bytes)))
-        };
-        blocks.iter().map(sum).collect::<Result<Vec<_>, E>>()
+            sums.push((at, Checksum(XxHash3_64::oneshot(bytes))));
+        }
     };
-    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let share = blocks.len().div_ceil(processors).max(1);
-    let mut shares = blocks.chunks(share);
-    let own = shares.next().unwrap_or_default();
-    std::thread::scope(|scope| {
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get).min(blocks.len());
+    let mut sums = std::thread::scope(|scope| {
         // Without another thread it takes longer.
-        let others: Vec<_> = shares
-            .map(|blocks| own_thread::spawn(scope, "checksums", || some(blocks)).map_err(|_| blocks))
-            .collect();
-        let mut all = some(own)?;
+        let others: Vec<_> =
+            (1..processors).filter_map(|_| own_thread::spawn(scope, "checksums", some).ok()).collect();
+        let mut all = some()?;
         for other in others {
-            all.extend(other.map_or_else(some, own_thread::join)?);
+            all.extend(own_thread::join(other)?);
         }
         Ok(all)
-    })
+    })?;
+    sums.sort_unstable_by_key(|(at, _)| *at);
+    Ok(sums.into_iter().map(|(_, sum)| sum).collect())
 }
 
 impl Checksums {

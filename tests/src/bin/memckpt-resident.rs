@@ -1,4 +1,4 @@
-//! A process with so many MiB of resident memory, for benchmarks: `memckpt-resident MIB`. Prints `ready`; then
+//! A process with so many MiB of resident memory, for benchmarks: `memckpt-resident MIB [huge]`. Prints `ready`; then
 //! `dirty SEED PAGES CHUNKS` on standard input writes to PAGES random pages inside CHUNKS random chunks of 2 MiB, answer `ok`.
 //!
 //! Its addresses are not randomized: which libraries share a chunk with something that is written to would differ from
@@ -19,9 +19,14 @@ fn main() -> ExitCode {
         println!("error {error}");
         return ExitCode::FAILURE;
     }
-    let mib = std::env::args().nth(1).and_then(|mib| mib.parse::<usize>().ok());
-    let Some(mut pages) = mib.and_then(|mib| Pages::map((mib << 20) / PAGE).ok()) else {
-        println!("usage: memckpt-resident MIB");
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (mib, map): (_, fn(usize) -> std::io::Result<Pages>) = match args.as_slice() {
+        [mib] => (mib.parse::<usize>().ok(), Pages::map),
+        [mib, huge] if huge == "huge" => (mib.parse().ok(), Pages::map_huge),
+        _ => (None, Pages::map),
+    };
+    let Some(mut pages) = mib.and_then(|mib| map((mib << 20) / PAGE).ok()) else {
+        println!("usage: memckpt-resident MIB [huge]");
         return ExitCode::from(2);
     };
     for index in 0..pages.count() {
