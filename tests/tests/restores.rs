@@ -206,7 +206,10 @@ fn states_of_areas_and_processes() -> Result<()> {
         let before = if round == 0 { program.ended()? } else { program.lines()? };
         let childs = right_lines(&child)?;
         memckpt(["restore", "-d", "-D"]).arg(&images).ok()?;
-        program.wait_for(before + 10).with_context(|| format!("round {round}"))?;
+        program.wait_for(before + 10).with_context(|| {
+            // What has ended the one ends the other.
+            format!("round {round}; its child: {:?}", right_lines(&child))
+        })?;
         wait_until("its child goes on", || right_lines(&child).map_or(true, |lines| lines > childs + 5))?;
     }
     say(&format!("{NAME}: {} lines and the child's {}, all right", program.lines()?, right_lines(&child)?));

@@ -25,9 +25,8 @@ def area(name, flags=ANONYMOUS, prot=3, fd=-1, size=PAGES * PAGE):
     return at
 
 
-def advised(name, advice, size=PAGES * PAGE):
-    at = area(name, size=size)
-    if libc.madvise(at, size, advice):
+def advised(name, advice):
+    if libc.madvise(area(name), PAGES * PAGE, advice):
         print("no advice %d: %s" % (advice, os.strerror(ctypes.get_errno())), file=sys.stderr)
 
 
@@ -42,7 +41,10 @@ def guarded(name, **how):
 
 for name, advice in dict(sequential=2, random=1, apart=10, alike=12, empty_in_children=18, undumped=16, small=15).items():
     advised(name, advice)
-advised("huge", 14, 2 * HUGE)
+at = area("huge", prot=0, size=2 * HUGE)
+libc.madvise(at, 2 * HUGE, 14)
+libc.mprotect(at, 2 * HUGE, 3)
+ctypes.memset(at, 1, 2 * HUGE)
 area("downwards", flags=ANONYMOUS | GROWSDOWN)
 area("droppable", flags=0x28)  # MAP_DROPPABLE
 area("unreserved", flags=ANONYMOUS | 0x4000)
@@ -67,6 +69,7 @@ parent = os.getpid()
 if os.fork() == 0:
     if guards:
         libc.madvise(areas["guarded"], PAGE, 103)  # MADV_GUARD_REMOVE
+        ctypes.memset(areas["guarded"], 1, PAGE)
         libc.madvise(areas["guarded"] + 2 * PAGE, PAGE, 102)
         guards = [guard for guard in guards if guard != areas["guarded"]] + [areas["guarded"] + 2 * PAGE]
     areas.pop("apart")
@@ -102,7 +105,7 @@ def smaps():
             names = [name for name, at in areas.items() if start <= at < end]
             now = [words[1], words[2], end - start]
             states.update((name, now) for name in names)
-        elif words[0] in ("Locked:", "Anonymous:"):
+        elif words[0] in ("Locked:", "Anonymous:", "AnonHugePages:"):
             now.append(words[1])
         elif words[0] == "VmFlags:":
             now.append(set(words[1:]) - {"sd"})
@@ -141,11 +144,25 @@ def state():
     }
 
 
-first = state()
+def settled():
+    """The state, twice the same. What /proc says of areas takes many reads, and each goes on at a byte of the text: if a restore comes between
+    two of them, numbers of inodes and flags before that byte may be longer or shorter than they were, and lines are torn."""
+    before = None
+    while True:
+        try:
+            now = state()
+        except (ValueError, IndexError):  # a torn line
+            continue
+        if now == before:
+            return now
+        before = now
+
+
+first = settled()
 
 
 def wrong():
-    now = state()
+    now = settled()
     if now["guards"] != sorted(guards):
         return "guards %s, not %s" % (list(map(hex, now["guards"])), list(map(hex, sorted(guards))))
     different = {key: (now[key], value) for key, value in first.items() if now[key] != value}

@@ -3,9 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::num::NonZero;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
@@ -23,12 +21,18 @@ const VERSION: u32 = 1;
 /// What a checksum is: XXH3 with 64 bits, without a seed. It finds accidents; it is no signature.
 const ALGORITHM: &str = "xxh3-64";
 /// The most bytes that one checksum is of: a part of a run can be verified, and an error says where.
-const BLOCK: u64 = 1 << 20;
+pub(super) const BLOCK: u64 = 1 << 20;
 
 /// A checksum; in the file 16 hexadecimal digits, since a JSON number need not hold 64 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 struct Checksum(u64);
+
+impl Checksum {
+    fn of(bytes: &[u8]) -> Self {
+        Self(XxHash3_64::oneshot(bytes))
+    }
+}
 
 impl fmt::Display for Checksum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -122,40 +126,6 @@ fn count(pagemap: &PagemapImage) -> u64 {
     present.map(|run| run.range.len().div_ceil(BLOCK)).fold(0, u64::saturating_add)
 }
 
-/// The checksums of `blocks`, whose bytes `read` gives, on all processors. From the first to the last, each processor the next one: a
-/// restore reads the same bytes meanwhile in the same order, so that whoever comes second has them from a cache.
-fn compute<E: Send>(
-    blocks: &[Block],
-    read: &(impl Fn(u64, &mut [u8]) -> Result<(), E> + Sync),
-) -> Result<Vec<Checksum>, E> {
-    let longest = blocks.iter().map(|block| block.range.len()).max().unwrap_or(0);
-    let next = AtomicUsize::new(0);
-    let some = || {
-        let mut buffer = vec![0; longest as usize];
-        let mut sums = Vec::new();
-        loop {
-            let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(block) = blocks.get(at) else { return Ok(sums) };
-            let bytes = &mut buffer[..block.range.len() as usize];
-            read(block.offset, bytes)?;
-            sums.push((at, Checksum(XxHash3_64::oneshot(bytes))));
-        }
-    };
-    let processors = std::thread::available_parallelism().map_or(1, NonZero::get).min(blocks.len());
-    let mut sums = std::thread::scope(|scope| {
-        // Without another thread it takes longer.
-        let others: Vec<_> =
-            (1..processors).filter_map(|_| own_thread::spawn(scope, "checksums", some).ok()).collect();
-        let mut all = some()?;
-        for other in others {
-            all.extend(own_thread::join(other)?);
-        }
-        Ok(all)
-    })?;
-    sums.sort_unstable_by_key(|(at, _)| *at);
-    Ok(sums.into_iter().map(|(_, sum)| sum).collect())
-}
-
 impl Checksums {
     /// Of no pages yet.
     #[must_use]
@@ -174,7 +144,11 @@ impl Checksums {
         pages: &PagesFile,
     ) -> Result<(), SyscallError> {
         let blocks: Vec<Block> = blocks(pagemap).collect();
-        let sums = compute(&blocks, &|offset, bytes: &mut [u8]| pages.read_at(offset, bytes))?;
+        let sums = own_thread::each("checksums", &blocks, |buffer, block| {
+            buffer.resize(block.range.len() as usize, 0);
+            pages.read_at(block.offset, buffer)?;
+            Ok(Checksum::of(buffer))
+        })?;
         self.pagemaps.insert(name, sums);
         Ok(())
     }
@@ -184,20 +158,24 @@ impl Checksums {
         self.pagemaps.keys().map(String::as_str)
     }
 
-    /// What the bytes of those blocks of `pagemap`, which is called `name`, were that are `needed`.
+    /// Those blocks of `pagemap`, which is called `name`, that are `needed`.
     pub(super) fn expected(
         &self,
         name: &str,
         pagemap: &PagemapImage,
         needed: impl Fn(AddrRange) -> bool,
-    ) -> Result<Expected, ChecksumsError> {
+    ) -> Result<Vec<Expected>, ChecksumsError> {
         let sums = self.pagemaps.get(name).map_or(&[][..], Vec::as_slice);
         let (found, should) = (sums.len() as u64, count(pagemap));
         if found != should {
             return Err(ChecksumsError::Count { pagemap: name.to_owned(), found, needed: should });
         }
-        let (blocks, sums) = blocks(pagemap).zip(sums).filter(|(block, _)| needed(block.range)).unzip();
-        Ok(Expected { blocks, sums })
+        let expected = blocks(pagemap).zip(sums).map(|(block, sum)| Expected {
+            range: block.range,
+            offset: block.offset,
+            sum: *sum,
+        });
+        Ok(expected.filter(|expected| needed(expected.range)).collect())
     }
 
     /// The file's content.
@@ -228,22 +206,19 @@ impl Checksums {
     }
 }
 
-/// Blocks and their checksums.
-#[derive(Debug)]
+/// Part of a run of pages, and what its bytes were.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Expected {
-    blocks: Vec<Block>,
-    sums: Vec<Checksum>,
+    pub(super) range: AddrRange,
+    /// Where its bytes are in the pages file.
+    pub(super) offset: u64,
+    sum: Checksum,
 }
 
 impl Expected {
-    /// The first block whose bytes, as `read` gives them from an offset of the pages file on, are not what they were.
-    pub(super) fn changed<E: Send>(
-        &self,
-        read: &(impl Fn(u64, &mut [u8]) -> Result<(), E> + Sync),
-    ) -> Result<Option<AddrRange>, E> {
-        let are = compute(&self.blocks, read)?;
-        let wrong = self.sums.iter().zip(&are).position(|(expected, is)| expected != is);
-        Ok(wrong.map(|at| self.blocks[at].range))
+    /// Whether its bytes are these.
+    pub(super) fn matches(&self, bytes: &[u8]) -> bool {
+        Checksum::of(bytes) == self.sum
     }
 }
 
@@ -286,7 +261,12 @@ mod tests {
 
     fn changed(sums: &Checksums, pages: &PagesFile, needed: AddrRange) -> Option<AddrRange> {
         let expected = sums.expected("p", &pagemap(), |range| range.overlaps(needed)).unwrap();
-        expected.changed(&|offset, bytes: &mut [u8]| pages.read_at(offset, bytes)).unwrap()
+        let changed = expected.iter().find(|block| {
+            let mut bytes = vec![0; block.range.len() as usize];
+            pages.read_at(block.offset, &mut bytes).unwrap();
+            !block.matches(&bytes)
+        });
+        changed.map(|block| block.range)
     }
 
     const ALL: AddrRange = AddrRange::new(0, 1 << 47);
@@ -334,9 +314,8 @@ mod tests {
 
     #[test]
     fn pages_that_cannot_be_read_are_an_error() {
-        let expected = sums(&pages()).expected("p", &pagemap(), |_| true).unwrap();
         let short = PagesFile::new(tempfile::tempfile().unwrap(), "pages-1.img");
-        let error = expected.changed(&|offset, bytes: &mut [u8]| short.read_at(offset, bytes)).unwrap_err();
+        let error = Checksums::new().add("p".into(), &pagemap(), &short).unwrap_err();
         assert_eq!(error.source.kind(), std::io::ErrorKind::UnexpectedEof);
     }
 

@@ -1,36 +1,57 @@
 //! Carrying out the plan of [`super::memory`] in a task.
 
-use std::collections::HashMap;
-use std::os::fd::AsRawFd;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt as _;
 
 use crate::addr::{Addr, AddrRange, PAGE_SIZE};
 use crate::image::Chain;
-use crate::image::chain::HeldRun;
+use crate::image::chain::{HeldRun, KnownChecksums};
+use crate::kernel::SyscallError;
+use crate::range_set::RangeSet;
 
 use super::batch::Batch;
-use super::error::{Refusal, RestoreError};
+use super::error::RestoreError;
 use super::files::Opened;
-use super::memory::{Difference, Source, Step};
+use super::memory::{Difference, Plan, Source, Step};
 
 /// How much of two memories is compared at once.
 const BLOCK: u64 = 1 << 20;
 /// MLOCK_ONFAULT of mlock2(2) (Linux 4.4): what is not there yet is locked when it comes.
 const MLOCK_ONFAULT: u64 = 1;
 
-/// Has the task make the steps.
+/// Makes the memory of the task. All its pages are compared with `known` checksums.
 pub(super) fn build(
     pid: i32,
-    steps: &[Step],
+    plan: &Plan,
     memory: &Chain,
+    known: Option<&mut KnownChecksums>,
     files: &Opened,
     batch: &mut Batch<'_>,
 ) -> Result<(), RestoreError> {
-    let pages: HashMap<usize, i32> = memory
-        .members()
-        .iter()
-        .enumerate()
-        .filter_map(|(n, member)| Some((n, member.pages()?.as_raw_fd())))
-        .collect();
+    make(pid, &plan.before, files, batch)?;
+    fill(pid, &plan.pages, memory, known)?;
+    make(pid, &plan.after, files, batch)
+}
+
+/// Brings `pages` into place. We read them and not the task: on all processors, and each byte once, to compare it and to copy it.
+fn fill(
+    pid: i32,
+    pages: &RangeSet,
+    memory: &Chain,
+    known: Option<&mut KnownChecksums>,
+) -> Result<(), RestoreError> {
+    let path = format!("/proc/{pid}/mem");
+    let failed = |call, object: String| move |error| SyscallError::new(call, object, error);
+    // Not process_vm_writev(2), which pins (see `target::proc`).
+    let task: File = OpenOptions::new().write(true).open(&path).map_err(failed("open", path.clone()))?;
+    memory.pour(pages, known, |range, bytes| {
+        let written = task.write_all_at(bytes, range.start.get());
+        Ok(written.map_err(failed("pwrite", format!("{path} at {range}")))?)
+    })
+}
+
+/// Has the task make the steps.
+fn make(pid: i32, steps: &[Step], files: &Opened, batch: &mut Batch<'_>) -> Result<(), RestoreError> {
     for step in steps {
         match step {
             Step::Unmap(range) => {
@@ -56,15 +77,6 @@ pub(super) fn build(
             }
             Step::Advise { range, advice } => {
                 batch.call("madvise", libc::SYS_madvise, [range.start.get(), range.len(), *advice as u64])?;
-            }
-            Step::Read(run) => {
-                let Some(fd) = pages.get(&run.member) else {
-                    let what = format!("the pages at {} are in no file", run.range.start);
-                    return Err(Refusal::State { pid, what }.into());
-                };
-                let len = run.range.len();
-                let args = [*fd as u64, run.range.start.get(), len, run.offset];
-                batch.call_for(len as i64, "pread", libc::SYS_pread64, args)?;
             }
             Step::Protect { range, prot } => {
                 let args = [range.start.get(), range.len(), u64::from(*prot)];
@@ -107,15 +119,10 @@ fn gone(parent: &Chain, range: AddrRange, found: &mut Difference) {
 fn compare(parent: &Chain, child: &Chain, run: HeldRun, found: &mut Difference) -> Result<(), RestoreError> {
     let mut ours = vec![0; BLOCK.min(run.range.len()) as usize];
     let mut theirs = ours.clone();
-    let part = |range: AddrRange| HeldRun {
-        range,
-        member: run.member,
-        offset: run.offset + (range.start.get() - run.range.start.get()),
-    };
     let mut at = run.range.start;
     for held in parent.within(run.range) {
         if at < held.range.start {
-            found.other.push(part(AddrRange { start: at, end: held.range.start }));
+            found.other.push(AddrRange { start: at, end: held.range.start });
         }
         at = held.range.end;
         let mut block = held.range.start;
@@ -128,16 +135,16 @@ fn compare(parent: &Chain, child: &Chain, run: HeldRun, found: &mut Difference) 
             let pages = ours[..len].chunks(PAGE_SIZE as usize).zip(theirs[..len].chunks(PAGE_SIZE as usize));
             for (n, _) in pages.enumerate().filter(|(_, (a, b))| a != b) {
                 let page = AddrRange::with_len(Addr(block.get() + n as u64 * PAGE_SIZE), PAGE_SIZE);
-                match found.other.last_mut().filter(|last| last.range.end == page.start) {
-                    Some(last) => last.range.end = page.end,
-                    None => found.other.push(part(page)),
+                match found.other.last_mut().filter(|last| last.end == page.start) {
+                    Some(last) => last.end = page.end,
+                    None => found.other.push(page),
                 }
             }
             block = end;
         }
     }
     if at < run.range.end {
-        found.other.push(part(AddrRange { start: at, end: run.range.end }));
+        found.other.push(AddrRange { start: at, end: run.range.end });
     }
     Ok(())
 }

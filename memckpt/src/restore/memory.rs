@@ -2,7 +2,6 @@
 
 use crate::addr::AddrRange;
 use crate::image::Chain;
-use crate::image::chain::HeldRun;
 use crate::image::proto::VmaEntry;
 use crate::plan::classify::VmaStatus;
 use crate::range_set::RangeSet;
@@ -19,6 +18,15 @@ pub(super) struct Space<'a> {
     pub(super) locked_on_fault: &'a RangeSet,
 }
 
+/// What is to be done: steps, then the pages that are to come into place, then steps again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) before: Vec<Step>,
+    /// From where they are held; can be written until the later steps.
+    pub(super) pages: RangeSet,
+    pub(super) after: Vec<Step>,
+}
+
 /// A step towards it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
@@ -30,8 +38,6 @@ pub(super) enum Step {
     Attach { range: AddrRange, object: u32 },
     /// madvise(2)
     Advise { range: AddrRange, advice: i32 },
-    /// pread(2) of pages into place.
-    Read(HeldRun),
     /// mprotect(2)
     Protect { range: AddrRange, prot: u32 },
     /// mlock2(2), touching what is not there, or not.
@@ -75,8 +81,6 @@ const EARLY: [i32; 2] = [libc::MADV_HUGEPAGE, libc::MADV_NOHUGEPAGE];
 /// Advice of madvise(2) (Linux 6.13; 6.15 for mappings of files).
 const GUARD_INSTALL: i32 = 102;
 const GUARD_REMOVE: i32 = 103;
-/// As many bytes as one pread(2) may ask for (MAX_RW_COUNT, include/linux/fs.h), in round numbers.
-const READ_MAX: u64 = 1 << 30;
 
 /// Whether mmap(2) makes it: not the kernel's own areas.
 pub(super) fn is_made(vma: &VmaEntry) -> bool {
@@ -111,33 +115,33 @@ fn source(vma: &VmaEntry) -> Source {
 }
 
 /// Makes the areas of `space` with the pages of `memory`, in an empty address space.
-pub(super) fn build(space: Space<'_>, memory: &Chain) -> Vec<Step> {
-    let mut steps = Vec::new();
+pub(super) fn build(space: Space<'_>, memory: &Chain) -> Plan {
+    let mut plan = Plan::default();
     for vma in space.vmas.iter().filter(|vma| is_made(vma)) {
-        let runs: Vec<HeldRun> = match vma.flags & MAP_SHARED {
-            0 => memory.within(range(vma)).collect(),
-            // Its object holds them.
-            _ => Vec::new(),
-        };
-        make(vma, space, runs, &mut steps);
+        make(vma, space, memory, &mut plan);
     }
-    steps
+    plan
 }
 
 /// Makes `vma`, one of `space`.
-fn make(vma: &VmaEntry, space: Space<'_>, runs: Vec<HeldRun>, steps: &mut Vec<Step>) {
+fn make(vma: &VmaEntry, space: Space<'_>, memory: &Chain, plan: &mut Plan) {
     match origin(vma) {
         Origin::Mapped(source) => {
-            let prot = if runs.is_empty() { vma.prot } else { vma.prot | libc::PROT_WRITE as u32 };
-            steps.push(Step::Map { range: range(vma), prot, flags: map_flags(vma), source });
-            fill(vma, space, prot, runs, steps);
+            // What is shared its object holds.
+            let private = vma.flags & MAP_SHARED == 0;
+            let held: Vec<AddrRange> =
+                memory.within(range(vma)).filter(|_| private).map(|run| run.range).collect();
+            let prot = if held.is_empty() { vma.prot } else { vma.prot | libc::PROT_WRITE as u32 };
+            plan.before.push(Step::Map { range: range(vma), prot, flags: map_flags(vma), source });
+            plan.pages.extend(held);
+            finish(vma, space, prot, plan);
         }
         Origin::Segment { object, offset } => {
             // All of it is attached at once, with the first of its areas; several they are by what was done to some of its pages.
             if offset == 0 {
-                steps.push(Step::Attach { range: attachment(vma, space.vmas), object });
+                plan.before.push(Step::Attach { range: attachment(vma, space.vmas), object });
             }
-            fill(vma, space, ATTACHED, Vec::new(), steps);
+            finish(vma, space, ATTACHED, plan);
         }
     }
 }
@@ -165,34 +169,24 @@ fn is_segment(vma: &VmaEntry) -> bool {
     matches!(origin(vma), Origin::Segment { .. })
 }
 
-fn fill(vma: &VmaEntry, space: Space<'_>, prot: u32, runs: Vec<HeldRun>, steps: &mut Vec<Step>) {
+/// What `vma`, which has protection `prot` so far, has besides its pages.
+fn finish(vma: &VmaEntry, space: Space<'_>, prot: u32, plan: &mut Plan) {
     let range = range(vma);
     let (early, late): (Vec<i32>, Vec<i32>) = advice(vma).partition(|advice| EARLY.contains(advice));
-    steps.extend(early.into_iter().map(|advice| Step::Advise { range, advice }));
-    steps.extend(runs.into_iter().flat_map(pieces).map(Step::Read));
+    plan.before.extend(early.into_iter().map(|advice| Step::Advise { range, advice }));
     if prot != vma.prot {
-        steps.push(Step::Protect { range, prot: vma.prot });
+        plan.after.push(Step::Protect { range, prot: vma.prot });
     }
-    steps.extend(late.into_iter().map(|advice| Step::Advise { range, advice }));
+    plan.after.extend(late.into_iter().map(|advice| Step::Advise { range, advice }));
     // What is locked takes none any more.
-    steps.extend(space.guards.within(range).map(|range| Step::Advise { range, advice: GUARD_INSTALL }));
-    lock(vma, space, steps);
+    plan.after.extend(space.guards.within(range).map(|range| Step::Advise { range, advice: GUARD_INSTALL }));
+    lock(vma, space, &mut plan.after);
 }
 
 /// The advice of madvise(2) that is in force.
 fn advice(vma: &VmaEntry) -> impl Iterator<Item = i32> {
     let bits = vma.madv.unwrap_or(0);
     (0..64).filter(move |n| bits & (1 << n) != 0)
-}
-
-/// A run, in pieces that one system call reads.
-fn pieces(run: HeldRun) -> impl Iterator<Item = HeldRun> {
-    let count = run.range.len().div_ceil(READ_MAX);
-    (0..count).map(move |n| {
-        let start = run.range.start.saturating_add(n * READ_MAX);
-        let end = start.saturating_add(READ_MAX).min(run.range.end);
-        HeldRun { range: AddrRange { start, end }, member: run.member, offset: run.offset + n * READ_MAX }
-    })
 }
 
 /// Turns the address space of a parent, as a fork has left it, into that of its child. What both have alike stays shared until it
@@ -202,8 +196,8 @@ pub(super) fn adapt<E>(
     space: Space<'_>,
     memory: &Chain,
     mut differs: impl FnMut(AddrRange) -> Result<Difference, E>,
-) -> Result<Vec<Step>, E> {
-    let mut steps = Vec::new();
+) -> Result<Plan, E> {
+    let mut plan = Plan::default();
     let child = space.vmas;
     // What is attached as a whole stays or goes so.
     let segments = |vmas: &[VmaEntry]| vmas.iter().filter(|vma| is_segment(vma)).cloned().collect::<Vec<_>>();
@@ -215,40 +209,37 @@ pub(super) fn adapt<E>(
             && others.binary_search_by_key(&vma.start, |v| v.start).is_ok_and(|at| alike(&others[at], vma))
     };
     for vma in parent.iter().filter(|vma| is_made(vma) && !stays(vma, child)) {
-        steps.push(Step::Unmap(range(vma)));
+        plan.before.push(Step::Unmap(range(vma)));
     }
     for vma in child.iter().filter(|vma| is_made(vma)) {
-        let private = vma.flags & MAP_SHARED == 0;
         if !stays(vma, parent) {
-            let runs = if private { memory.within(range(vma)).collect() } else { Vec::new() };
-            make(vma, space, runs, &mut steps);
+            make(vma, space, memory, &mut plan);
             continue;
         }
-        if private {
+        plan.before.extend(advised(GUARD_REMOVE, inherited, space.guards, range(vma)));
+        if vma.flags & MAP_SHARED == 0 {
             let Difference { gone, other } = differs(range(vma))?;
             let prot = if other.is_empty() { vma.prot } else { vma.prot | libc::PROT_WRITE as u32 };
             if prot != vma.prot {
-                steps.push(Step::Protect { range: range(vma), prot });
+                plan.before.push(Step::Protect { range: range(vma), prot });
+                plan.after.push(Step::Protect { range: range(vma), prot: vma.prot });
             }
-            steps.extend(gone.into_iter().map(|range| Step::Advise { range, advice: libc::MADV_DONTNEED }));
-            steps.extend(other.into_iter().flat_map(pieces).map(Step::Read));
-            if prot != vma.prot {
-                steps.push(Step::Protect { range: range(vma), prot: vma.prot });
-            }
+            let advice = libc::MADV_DONTNEED;
+            plan.before.extend(gone.into_iter().map(|range| Step::Advise { range, advice }));
+            plan.pages.extend(other);
         }
-        guard_as(inherited, space.guards, range(vma), &mut steps);
-        lock(vma, space, &mut steps);
+        plan.after.extend(advised(GUARD_INSTALL, space.guards, inherited, range(vma)));
+        lock(vma, space, &mut plan.after);
     }
-    Ok(steps)
+    Ok(plan)
 }
 
-/// Turns the guard regions in `range` that are `inherited` into those `wanted`.
-fn guard_as(inherited: &RangeSet, wanted: &RangeSet, range: AddrRange, steps: &mut Vec<Step>) {
-    for (of, but, advice) in [(inherited, wanted, GUARD_REMOVE), (wanted, inherited, GUARD_INSTALL)] {
-        let mut advised: RangeSet = of.within(range).collect();
-        advised.subtract(but);
-        steps.extend(advised.iter().map(|range| Step::Advise { range, advice }));
-    }
+/// Advice for the guard regions in `range` that are of the ones and not of the others.
+fn advised(advice: i32, of: &RangeSet, but: &RangeSet, range: AddrRange) -> impl Iterator<Item = Step> {
+    let mut advised: RangeSet = of.within(range).collect();
+    advised.subtract(but);
+    let ranges: Vec<AddrRange> = advised.iter().collect();
+    ranges.into_iter().map(move |range| Step::Advise { range, advice })
 }
 
 /// In which a child's pages are not its parent's.
@@ -257,7 +248,7 @@ pub(super) struct Difference {
     /// The child has none here.
     pub(super) gone: Vec<AddrRange>,
     /// The child has these.
-    pub(super) other: Vec<HeldRun>,
+    pub(super) other: Vec<AddrRange>,
 }
 
 /// Whether a child has it as its parent does. Locks are never inherited.
@@ -327,23 +318,24 @@ mod tests {
 
     #[test]
     fn a_segment_is_attached_whole_and_once_an_attachment() {
-        let steps = build(space(&attached()), &Chain::empty());
+        let plan = build(space(&attached()), &Chain::empty());
         let protect = Step::Protect { range: pages(17, 1), prot: libc::PROT_READ as u32 };
         let attach = |start| Step::Attach { range: pages(start, 4), object: 3 };
-        assert_eq!(steps, [attach(16), protect, attach(20)]);
+        assert_eq!(plan.before, [attach(16), attach(20)]);
+        assert_eq!(plan.after, [protect]);
     }
 
     #[test]
     fn a_child_keeps_what_is_attached_or_attaches_all_of_it_again() {
         let adapted = |child: &[VmaEntry]| {
             let same = |_| Ok::<_, Infallible>(Difference::default());
-            let Ok(steps) = adapt(space(&attached()), space(child), &Chain::empty(), same);
-            steps
+            let Ok(plan) = adapt(space(&attached()), space(child), &Chain::empty(), same);
+            plan
         };
-        assert_eq!(adapted(&attached()), []);
+        assert_eq!(adapted(&attached()), Plan::default());
         let mut other = attached();
         other[1].prot = WRITABLE as u32;
-        let steps = adapted(&other);
+        let steps = adapted(&other).before;
         let count = |is: fn(&Step) -> bool| steps.iter().filter(|step| is(step)).count();
         assert_eq!(count(|step| matches!(step, Step::Unmap(_))), 4, "{steps:?}");
         assert_eq!(count(|step| matches!(step, Step::Attach { .. })), 2, "{steps:?}");
@@ -359,26 +351,27 @@ mod tests {
         let (vmas, other) = (vec![area(16), area(32)], vec![area(16), area(40)]);
         let guards: RangeSet = [pages(16, 1), pages(20, 2), pages(32, 1)].into_iter().collect();
         let others: RangeSet = [pages(21, 2), pages(40, 1)].into_iter().collect();
-        let advised = |steps: &[Step]| -> Vec<(AddrRange, i32)> {
-            let advised = steps.iter().filter_map(|step| match step {
+        let advised = |plan: &Plan| -> Vec<(AddrRange, i32)> {
+            let advised = plan.before.iter().chain(&plan.after).filter_map(|step| match step {
                 Step::Advise { range, advice } => Some((*range, *advice)),
                 _ => None,
             });
             advised.collect()
         };
         let parent = Space { guards: &guards, ..space(&vmas) };
-        let steps = build(parent, &Chain::empty());
+        let plan = build(parent, &Chain::empty());
         let all: Vec<_> = guards.iter().map(|range| (range, GUARD_INSTALL)).collect();
-        assert_eq!(advised(&steps), all);
+        assert_eq!(advised(&plan), all);
         let same = |_| Ok::<_, Infallible>(Difference::default());
-        let Ok(steps) = adapt(parent, Space { guards: &others, ..space(&other) }, &Chain::empty(), same);
+        let Ok(plan) = adapt(parent, Space { guards: &others, ..space(&other) }, &Chain::empty(), same);
         let expected = [
             (pages(16, 1), GUARD_REMOVE),
             (pages(20, 1), GUARD_REMOVE),
             (pages(22, 1), GUARD_INSTALL),
             (pages(40, 1), GUARD_INSTALL),
         ];
-        assert_eq!(advised(&steps), expected);
+        assert_eq!(advised(&plan), expected);
+        assert!(matches!(plan.after[..], [Step::Advise { advice: GUARD_INSTALL, .. }, ..]));
     }
 
     #[test]
@@ -394,8 +387,9 @@ mod tests {
         let on_fault: RangeSet = [pages(48, 8)].into_iter().collect();
         let same = |_| Ok::<_, Infallible>(Difference::default());
         let shall = Space { locked_on_fault: &on_fault, ..space(&child) };
-        let Ok(steps) = adapt(space(&parent), shall, &Chain::empty(), same);
+        let Ok(plan) = adapt(space(&parent), shall, &Chain::empty(), same);
         let lock = |start, on_fault| Step::Lock { range: pages(start, 8), on_fault };
-        assert_eq!(steps, [lock(32, false), lock(48, true)]);
+        assert_eq!(plan.before, []);
+        assert_eq!(plan.after, [lock(32, false), lock(48, true)]);
     }
 }

@@ -61,13 +61,14 @@ pub fn read(images: &Path, verify: bool) -> Result<(), RestoreError> {
     files::read(&checkpoint)?;
     Births::of(&checkpoint.processes)?;
     for (process, alive) in checkpoint.alive() {
-        let steps = match checkpoint.parent(process) {
+        let plan = match checkpoint.parent(process) {
             None => memory::build(alive.space(), &alive.memory),
             Some((_, parent)) => memory::adapt(parent.space(), alive.space(), &alive.memory, |range| {
                 build::difference(&parent.memory, &alive.memory, range)
             })?,
         };
-        tracing::debug!(pid = process.pid, steps = steps.len(), "its memory is planned");
+        let (steps, pages) = (plan.before.len() + plan.after.len(), plan.pages.pages().get());
+        tracing::debug!(pid = process.pid, steps, pages, "its memory is planned");
     }
     if verify { checkpoint.verify() } else { Ok(()) }
 }
@@ -83,13 +84,16 @@ fn restore(request: &Request) -> Result<i32, RestoreError> {
     let (arena, parking, home) = arena(&checkpoint, &kernel)?;
 
     std::thread::scope(|scope| {
-        // Beside the making of the tree, now that the arena is there: no thread's stack can come in its place.
-        let verify = || if request.verify { checkpoint.verify() } else { Ok(()) };
+        // What is shared beside the making of the tree, now that the arena is there: no thread's stack can come in its place.
+        let verify = || if request.verify { checkpoint.verify_shared() } else { Ok(()) };
         let verification = own_thread::spawn(scope, "verification", verify)?;
-        let made = Tree::new(&checkpoint, &files, &arena, &kernel, parking, home)
+        let made = Tree::new(&checkpoint, &files, &arena, &kernel, parking, home, request.verify)
             .and_then(|tree| make(&checkpoint, &files, tree, request));
-        // Wrong pages may be why something else has failed.
         own_thread::join(verification)?;
+        if made.is_err() && request.verify {
+            // Wrong pages may be why.
+            checkpoint.verify()?;
+        }
         let (tree, threads) = made?;
         let stands = |alive: &Alive| alive.stopped || request.leave_stopped;
         let stopped: Vec<i32> =

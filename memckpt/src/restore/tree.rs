@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::addr::{Addr, AddrRange};
+use crate::image::chain::KnownChecksums;
 use crate::kernel::ptrace::made::{self, Event};
 use crate::kernel::{SyscallError, ptrace};
 
@@ -32,6 +33,8 @@ pub(super) struct Tree<'a> {
     /// Where they belong in each process that has them.
     places: BTreeMap<i32, Place>,
     births: Births,
+    /// What pages are compared with, if they are.
+    known: Option<KnownChecksums>,
     pub(super) tasks: BTreeMap<i32, Task<'a>>,
     /// Processes that have the IDs of leaders that had ended, and their parents.
     stand_ins: Vec<(i32, i32)>,
@@ -46,6 +49,7 @@ impl<'a> Tree<'a> {
         kernel: &'a KernelAreas,
         parking: Addr,
         home: Addr,
+        verify: bool,
     ) -> Result<Self, RestoreError> {
         let births = Births::of(&checkpoint.processes)?;
         let tasks = BTreeMap::new();
@@ -65,6 +69,7 @@ impl<'a> Tree<'a> {
             parking,
             places,
             births,
+            known: verify.then(KnownChecksums::default),
             tasks,
             stand_ins: Vec::new(),
             released: false,
@@ -80,8 +85,8 @@ impl<'a> Tree<'a> {
         self.clear(task)?;
         let State::Alive(alive) = &root.state else { return Ok(()) };
         let mut batch = Batch::of(task);
-        let steps = memory::build(alive.space(), &alive.memory);
-        build::build(root.pid, &steps, &alive.memory, self.files, &mut batch)?;
+        let plan = memory::build(alive.space(), &alive.memory);
+        build::build(root.pid, &plan, &alive.memory, self.known.as_mut(), self.files, &mut batch)?;
         self.put_kernel_areas(root.pid, &mut batch)?;
         self.grow(root, alive)?;
         self.groups(own_group)?;
@@ -215,10 +220,10 @@ impl<'a> Tree<'a> {
                 old.unmap(&mut batch)?;
             }
         }
-        let steps = memory::adapt(parents.space(), alive.space(), &alive.memory, |range| {
+        let plan = memory::adapt(parents.space(), alive.space(), &alive.memory, |range| {
             build::difference(&parents.memory, &alive.memory, range)
         })?;
-        build::build(child.pid, &steps, &alive.memory, self.files, &mut batch)?;
+        build::build(child.pid, &plan, &alive.memory, self.known.as_mut(), self.files, &mut batch)?;
         if moves {
             self.put_kernel_areas(child.pid, &mut batch)?;
         }

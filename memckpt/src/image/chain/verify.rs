@@ -1,15 +1,16 @@
-//! Comparing pages with their checksums.
+//! Reading pages, and comparing them with their checksums.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 
 use crate::addr::AddrRange;
-use crate::image::checksums::{CHECKSUMS, Checksums, ChecksumsError};
+use crate::image::checksums::{BLOCK, CHECKSUMS, Checksums, ChecksumsError, Expected};
 use crate::image::magic;
+use crate::kernel::own_thread;
 use crate::range_set::RangeSet;
 
 use super::member::read_error;
-use super::{Chain, ChainError, Member, StoredPages};
+use super::{Chain, ChainError, HeldRun, Member, StoredPages};
 
 /// What directories tell of the pages in them, each read once for all processes of a tree.
 #[derive(Debug, Default)]
@@ -40,19 +41,96 @@ impl Chain {
     /// # Errors
     /// Pages have changed or cannot be read, or the checksums are missing, damaged, or those of other pages.
     pub fn verify(&self, known: &mut KnownChecksums) -> Result<(), ChainError> {
-        for (index, member) in self.members.iter().enumerate() {
-            let held = self.runs.iter().filter(|run| run.member == index);
-            let held: RangeSet = held.map(|run| run.range).collect();
-            if held.is_empty() {
-                continue;
+        self.pour(&RangeSet::new(), Some(known), |_, _| Ok(()))
+    }
+
+    /// Gives `place` the bytes of all pages of `wanted` that it holds, from several threads and in any order; those of `known` checksums
+    /// have been compared with them. So have been all others of the process: it is verified, whatever is wanted.
+    ///
+    /// # Errors
+    /// Those of `place` and [`Self::verify`].
+    pub fn pour<E: From<ChainError> + Send>(
+        &self,
+        wanted: &RangeSet,
+        known: Option<&mut KnownChecksums>,
+        place: impl Fn(AddrRange, &[u8]) -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
+        let pieces = self.pieces(wanted, known)?;
+        own_thread::each("pages", &pieces, |buffer, piece| {
+            let member = &self.members[piece.member];
+            buffer.resize(piece.range.len() as usize, 0);
+            member.read(piece.offset, buffer)?;
+            if piece.expected.is_some_and(|expected| !expected.matches(buffer)) {
+                return Err(changed(member, member.memory(), piece.range).into());
             }
-            if let Some(sums) = known.of(member)? {
-                let name = magic::pagemap_name(self.pid);
-                verify(member, sums, &name, member.memory(), |range| held.overlaps(range))?;
+            for run in self.within(piece.range).filter(|run| run.member == piece.member) {
+                for range in wanted.within(run.range) {
+                    let from = (range.start.get() - piece.range.start.get()) as usize;
+                    place(range, &buffer[from..from + range.len() as usize])?;
+                }
             }
-        }
+            Ok::<_, E>(())
+        })?;
         Ok(())
     }
+
+    /// What is to be read: what is compared as a whole, or else what is wanted of it.
+    fn pieces(
+        &self,
+        wanted: &RangeSet,
+        mut known: Option<&mut KnownChecksums>,
+    ) -> Result<Vec<Piece>, ChainError> {
+        let mut pieces = Vec::new();
+        for (index, member) in self.members.iter().enumerate() {
+            let held = || self.runs.iter().filter(move |run| run.member == index);
+            if held().next().is_none() {
+                continue;
+            }
+            let sums = match known.as_mut() {
+                Some(known) => known.of(member)?,
+                None => None,
+            };
+            if let Some(sums) = sums {
+                let held: RangeSet = held().map(|run| run.range).collect();
+                let name = magic::pagemap_name(self.pid);
+                let pagemap = member.memory().pagemap();
+                let expected = sums.expected(&name, pagemap, |range| held.overlaps(range));
+                let expected = expected.map_err(|source| unusable(member, source))?;
+                pieces.extend(expected.into_iter().map(|block| Piece {
+                    member: index,
+                    range: block.range,
+                    offset: block.offset,
+                    expected: Some(block),
+                }));
+            } else {
+                let parts = held()
+                    .flat_map(|run| wanted.within(run.range).filter_map(|range| run.part(range)))
+                    .flat_map(in_blocks);
+                pieces.extend(parts.map(|run| Piece {
+                    member: index,
+                    range: run.range,
+                    offset: run.offset,
+                    expected: None,
+                }));
+            }
+        }
+        Ok(pieces)
+    }
+}
+
+/// What is read at once, and what it must be.
+#[derive(Debug)]
+struct Piece {
+    member: usize,
+    range: AddrRange,
+    offset: u64,
+    expected: Option<Expected>,
+}
+
+fn in_blocks(run: HeldRun) -> impl Iterator<Item = HeldRun> {
+    (0..run.range.len())
+        .step_by(BLOCK as usize)
+        .filter_map(move |at| run.part(AddrRange::with_len(run.range.start.saturating_add(at), BLOCK)))
 }
 
 impl Member {
@@ -66,7 +144,7 @@ impl Member {
             let Some(pages) = self.stored(name)? else {
                 return Err(read_error(self.path(), name, std::io::ErrorKind::NotFound.into()));
             };
-            verify(self, sums, name, &pages, |_| true)?;
+            verify(self, sums, name, &pages)?;
         }
         Ok(())
     }
@@ -76,20 +154,19 @@ fn unusable(member: &Member, source: ChecksumsError) -> ChainError {
     ChainError::Checksums { path: member.path().to_owned(), source }
 }
 
-/// Whether `pages`, of pagemap `name`, are still what they were, where they are `needed`.
-fn verify(
-    member: &Member,
-    sums: &Checksums,
-    name: &str,
-    pages: &StoredPages,
-    needed: impl Fn(AddrRange) -> bool,
-) -> Result<(), ChainError> {
-    let expected = sums.expected(name, pages.pagemap(), needed).map_err(|source| unusable(member, source))?;
-    match expected.changed(&|offset, bytes: &mut [u8]| pages.read(offset, bytes))? {
-        None => Ok(()),
-        Some(range) => {
-            let file = magic::pages_name(pages.pagemap().pages_id());
-            Err(ChainError::Changed { path: member.path().to_owned(), file, range })
-        }
-    }
+/// Whether `pages`, of pagemap `name`, are still what they were.
+fn verify(member: &Member, sums: &Checksums, name: &str, pages: &StoredPages) -> Result<(), ChainError> {
+    let expected =
+        sums.expected(name, pages.pagemap(), |_| true).map_err(|source| unusable(member, source))?;
+    own_thread::each("verification", &expected, |buffer, block| {
+        buffer.resize(block.range.len() as usize, 0);
+        pages.read(block.offset, buffer)?;
+        if block.matches(buffer) { Ok(()) } else { Err(changed(member, pages, block.range)) }
+    })?;
+    Ok(())
+}
+
+fn changed(member: &Member, pages: &StoredPages, range: AddrRange) -> ChainError {
+    let file = magic::pages_name(pages.pagemap().pages_id());
+    ChainError::Changed { path: member.path().to_owned(), file, range }
 }
