@@ -44,7 +44,10 @@ pub fn alone<T: Send, E: From<SyscallError> + Send>(
     std::thread::scope(|scope| join(spawn(scope, name, work)?))
 }
 
-/// Does `work` with each of `items` on all processors, each of which takes the next one and has a buffer of its own; what it gave, in the
+/// How many neighbours one processor takes: of two that write to the same huge page each waits for the other.
+const FEW: usize = 8;
+
+/// Does `work` with each of `items` on all processors, each of which takes the next few and has a buffer of its own; what it gave, in the
 /// order of `items`. Threads that cannot be had are done without.
 ///
 /// # Errors
@@ -59,13 +62,18 @@ pub fn each<T: Sync, R: Send, E: Send>(
         let mut buffer = Vec::new();
         let mut done = Vec::new();
         loop {
-            let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(item) = items.get(at) else { return Ok(done) };
-            match work(&mut buffer, item) {
-                Ok(result) => done.push((at, result)),
-                Err(error) => {
-                    next.store(items.len(), Ordering::Relaxed);
-                    return Err(error);
+            let at = next.fetch_add(FEW, Ordering::Relaxed);
+            let few = items.iter().enumerate().skip(at).take(FEW);
+            if few.len() == 0 {
+                return Ok(done);
+            }
+            for (at, item) in few {
+                match work(&mut buffer, item) {
+                    Ok(result) => done.push((at, result)),
+                    Err(error) => {
+                        next.store(items.len(), Ordering::Relaxed);
+                        return Err(error);
+                    }
                 }
             }
         }

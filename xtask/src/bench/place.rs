@@ -23,6 +23,11 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// This machine.
+    pub(crate) fn here() -> Self {
+        Self { kernel: Kernel::V6_12, here: true, programs: None }
+    }
+
     /// Measures there with release builds of memckpt and of these `victims`; `measure` gets their directory and says
     /// whether the criteria are met.
     pub(crate) fn run(

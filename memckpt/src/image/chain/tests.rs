@@ -44,7 +44,7 @@ fn write(root: &Path, name: &str, parent: Option<&str>, pages: &Pages) {
     dir.finish(&inventory()).unwrap();
 }
 
-fn page(number: u64) -> AddrRange {
+pub(super) fn page(number: u64) -> AddrRange {
     AddrRange::new(number * PAGE_SIZE, (number + 1) * PAGE_SIZE)
 }
 
@@ -55,7 +55,7 @@ fn byte(chain: &Chain, number: u64) -> Result<u8, ChainError> {
     Ok(buffer[0])
 }
 
-fn family() -> tempfile::TempDir {
+pub(super) fn family() -> tempfile::TempDir {
     let tmp = tempfile::tempdir().unwrap();
     write(tmp.path(), "1", None, &Pages::from([(1, Some(11)), (2, Some(12)), (3, Some(13))]));
     write(tmp.path(), "2", Some("../1"), &Pages::from([(1, None), (2, Some(22)), (9, Some(29))]));

@@ -170,3 +170,73 @@ fn changed(member: &Member, pages: &StoredPages, range: AddrRange) -> ChainError
     let file = magic::pages_name(pages.pagemap().pages_id());
     ChainError::Changed { path: member.path().to_owned(), file, range }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::sync::Mutex;
+
+    use crate::image::PagesFile;
+
+    use super::super::tests::{family, page};
+    use super::*;
+
+    /// Checksums of all members.
+    fn sums(chain: &Chain) -> KnownChecksums {
+        let of = |member: &Member| {
+            let pages = PagesFile::new(File::open(member.path().join("pages-1.img")).unwrap(), "pages-1.img");
+            let mut sums = Checksums::new();
+            sums.add(magic::pagemap_name(chain.pid), member.memory().pagemap(), &pages).unwrap();
+            (member.path().to_owned(), Some(sums))
+        };
+        KnownChecksums(chain.members.iter().map(of).collect())
+    }
+
+    /// What comes: pages, and what they are full of.
+    fn poured(
+        chain: &Chain,
+        wanted: &RangeSet,
+        known: Option<&mut KnownChecksums>,
+    ) -> Result<Vec<(AddrRange, u8)>, ChainError> {
+        let poured = Mutex::new(Vec::new());
+        chain.pour(wanted, known, |range, bytes| {
+            assert_eq!(range.len(), bytes.len() as u64);
+            poured.lock().unwrap().push((range, bytes[0]));
+            Ok::<_, ChainError>(())
+        })?;
+        let mut poured = poured.into_inner().unwrap();
+        poured.sort_unstable_by_key(|(range, _)| range.start);
+        Ok(poured)
+    }
+
+    #[test]
+    fn what_is_wanted_comes_from_where_it_is_held_compared_or_not() {
+        let tmp = family();
+        let chain = Chain::open(&tmp.path().join("3")).unwrap();
+        let all = chain.held();
+        let expected = [(page(1), 11), (page(2), 22), (page(9), 39)];
+        assert_eq!(poured(&chain, &all, None).unwrap(), expected);
+        assert_eq!(poured(&chain, &all, Some(&mut sums(&chain))).unwrap(), expected);
+        // With one that it does not hold.
+        let some: RangeSet = [page(2), page(3)].into_iter().collect();
+        for known in [None, Some(&mut sums(&chain))] {
+            assert_eq!(poured(&chain, &some, known).unwrap(), expected[1..2]);
+        }
+    }
+
+    #[test]
+    fn what_has_changed_is_found_whatever_is_wanted() {
+        let tmp = family();
+        let chain = Chain::open(&tmp.path().join("3")).unwrap();
+        let mut known = sums(&chain);
+        let pages = tmp.path().join("1/pages-1.img");
+        let mut bytes = fs::read(&pages).unwrap();
+        bytes[77] ^= 1;
+        fs::write(&pages, bytes).unwrap();
+        for wanted in [RangeSet::new(), chain.held()] {
+            let error = poured(&chain, &wanted, Some(&mut known)).unwrap_err();
+            assert!(matches!(&error, ChainError::Changed { path, .. } if path.ends_with("1")), "{error}");
+        }
+        assert!(poured(&chain, &chain.held(), None).is_ok());
+    }
+}
