@@ -177,7 +177,16 @@ impl Run<'_> {
             ensure!(ran.code == Some(0), "pre-dump {name} fails: {}", ran.stderr);
         }
         self.totals.pre_dumps += 1;
-        self.parent = Some(name.to_owned());
+        self.made(name)
+    }
+
+    /// The next one is made on top of it. Where all are full ones, none needs the one before: two dozen are more than a guest has room for.
+    fn made(&mut self, name: &str) -> Result<()> {
+        if let Some(before) = self.parent.replace(name.to_owned())
+            && self.totals.never_incremental.is_some()
+        {
+            std::fs::remove_dir_all(self.scratch.path().join(before))?;
+        }
         Ok(())
     }
 
@@ -206,7 +215,7 @@ impl Run<'_> {
         totals.inherited += compared.inherited;
         totals.written += compared.own;
         totals.narrowed += u64::from(meta["hint_mode"] == "complete");
-        self.parent = Some(name.to_owned());
+        self.made(name)?;
         self.victim.go_on()?;
         self.tell("go")
     }
