@@ -93,6 +93,8 @@ pub fn each<T: Sync, R: Send, E: Send>(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -106,9 +108,14 @@ mod tests {
     #[test]
     fn an_error_is_given_and_ends_the_others() {
         let done = AtomicUsize::new(0);
-        let items = vec![(); 1 << 20];
+        let items = vec![(); 100_000];
         let result = each("test", &items, |_, ()| match done.fetch_add(1, Ordering::Relaxed) {
             10 => Err("ten"),
+            // All of them would take a minute.
+            n if n > 10 => {
+                std::thread::sleep(Duration::from_millis(1));
+                Ok(())
+            }
             _ => Ok(()),
         });
         assert_eq!(result, Err("ten"));
