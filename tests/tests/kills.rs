@@ -51,11 +51,25 @@ fn marked(mark: &str) -> Vec<i32> {
     entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
         .filter(|pid| {
-            fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| {
+            environment(*pid).is_some_and(|environment| {
                 environment.split(|&byte| byte == 0).any(|word| word == wanted.as_bytes())
             })
         })
         .collect()
+}
+
+/// The environment of a process that lives. A session that its command has just started has none to be seen for a moment, as execve(2) has
+/// changed its address space (which lets the command go on, and be killed) and not yet said where the environment is (environ_read,
+/// fs/proc/base.c); it would be overlooked, and watch the target when nobody does.
+fn environment(pid: i32) -> Option<Vec<u8>> {
+    loop {
+        let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+        let is_memckpt =
+            || fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == command::binary());
+        if !environment.is_empty() || !is_memckpt() {
+            return Some(environment);
+        }
+    }
 }
 
 /// Kills them all at once, and waits until they have ended. Their environment goes first (exit_mm before exit_files, kernel/exit.c):
