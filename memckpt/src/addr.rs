@@ -195,6 +195,13 @@ impl AddrRange {
         Self { start: self.start.page_floor(), end: self.end.page_ceil() }
     }
 
+    /// This range cut into parts of `size` bytes, in order; the last may be shorter.
+    pub fn parts(self, size: u64) -> impl Iterator<Item = Self> {
+        (self.start.get()..self.end.get())
+            .step_by(size as usize)
+            .map(move |start| Self::with_len(Addr(start), size.min(self.end.get() - start)))
+    }
+
     /// The chunks that this range touches, below [`ADDRESS_SPACE_END`].
     pub fn chunks(self) -> impl Iterator<Item = Chunk> {
         let end = self.end.min(ADDRESS_SPACE_END).0;
@@ -207,5 +214,19 @@ impl AddrRange {
 impl fmt::Display for AddrRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:x}-{:x}", self.start.0, self.end.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_the_range_in_order() {
+        let parts = |start, end| AddrRange::new(start, end).parts(0x1000).collect::<Vec<_>>();
+        assert_eq!(parts(0x1000, 0x3000), [AddrRange::new(0x1000, 0x2000), AddrRange::new(0x2000, 0x3000)]);
+        assert_eq!(parts(0x1800, 0x2900), [AddrRange::new(0x1800, 0x2800), AddrRange::new(0x2800, 0x2900)]);
+        assert_eq!(parts(u64::MAX - 1, u64::MAX), [AddrRange::new(u64::MAX - 1, u64::MAX)]);
+        assert_eq!(parts(0x2000, 0x1000), []);
     }
 }

@@ -221,17 +221,11 @@ fn compare_missing(
 }
 
 fn batches_of(range: AddrRange) -> impl Iterator<Item = AddrRange> {
-    parts_of(range, BATCH)
+    range.parts(BATCH)
 }
 
 fn pages_of(range: AddrRange) -> impl Iterator<Item = AddrRange> {
-    parts_of(range, PAGE_SIZE)
-}
-
-fn parts_of(range: AddrRange, size: u64) -> impl Iterator<Item = AddrRange> {
-    (range.start.get()..range.end.get())
-        .step_by(size as usize)
-        .map(move |start| AddrRange::new(start, start.saturating_add(size).min(range.end.get())))
+    range.parts(PAGE_SIZE)
 }
 
 #[cfg(test)]

@@ -133,13 +133,10 @@ impl SharedObjects {
                     .image
                     .push(extent, PagemapFlags::PRESENT)
                     .map_err(|e| DumpError::encode("pagemap-shmem", e))?;
-                let mut at = extent.start;
-                while at < extent.end {
-                    let len = BATCH.min(extent.end.get() - at.get());
-                    let part = &mut self.buffer[..len as usize];
-                    shared.object.read_at(at, part)?;
-                    shared.pages.write_at(offset + (at.get() - extent.start.get()), part)?;
-                    at = at.saturating_add(len);
+                for part in extent.parts(BATCH) {
+                    let bytes = &mut self.buffer[..part.len() as usize];
+                    shared.object.read_at(part.start, bytes)?;
+                    shared.pages.write_at(offset + (part.start.get() - extent.start.get()), bytes)?;
                 }
             }
         }

@@ -112,11 +112,8 @@ struct Block {
 fn blocks(pagemap: &PagemapImage) -> impl Iterator<Item = Block> + '_ {
     let present = pagemap.runs().iter().filter(|run| run.flags.contains(PagemapFlags::PRESENT));
     present.flat_map(|run| {
-        (0..run.range.len().div_ceil(BLOCK)).map(|n| {
-            let start = run.range.start.saturating_add(n * BLOCK);
-            let end = start.saturating_add(BLOCK).min(run.range.end);
-            Block { range: AddrRange { start, end }, offset: run.offset + n * BLOCK }
-        })
+        let offset = |part: AddrRange| run.offset + (part.start.get() - run.range.start.get());
+        run.range.parts(BLOCK).map(move |range| Block { range, offset: offset(range) })
     })
 }
 

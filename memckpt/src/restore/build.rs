@@ -125,22 +125,18 @@ fn compare(parent: &Chain, child: &Chain, run: HeldRun, found: &mut Difference) 
             found.other.push(AddrRange { start: at, end: held.range.start });
         }
         at = held.range.end;
-        let mut block = held.range.start;
-        while block < held.range.end {
-            let end = block.saturating_add(BLOCK).min(held.range.end);
-            let range = AddrRange { start: block, end };
+        for range in held.range.parts(BLOCK) {
             let len = range.len() as usize;
             child.read(range, &mut ours[..len])?;
             parent.read(range, &mut theirs[..len])?;
             let pages = ours[..len].chunks(PAGE_SIZE as usize).zip(theirs[..len].chunks(PAGE_SIZE as usize));
             for (n, _) in pages.enumerate().filter(|(_, (a, b))| a != b) {
-                let page = AddrRange::with_len(Addr(block.get() + n as u64 * PAGE_SIZE), PAGE_SIZE);
+                let page = AddrRange::with_len(Addr(range.start.get() + n as u64 * PAGE_SIZE), PAGE_SIZE);
                 match found.other.last_mut().filter(|last| last.end == page.start) {
                     Some(last) => last.end = page.end,
                     None => found.other.push(page),
                 }
             }
-            block = end;
         }
     }
     if at < run.range.end {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use prost::Message;
@@ -239,12 +239,6 @@ impl Member {
 
     pub(super) fn pid(&self) -> i32 {
         self.pid
-    }
-
-    /// The file that holds its pages, to read at the offsets of [`super::HeldRun`]; absent where it holds none.
-    #[must_use]
-    pub fn pages(&self) -> Option<BorrowedFd<'_>> {
-        self.memory.file()
     }
 
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ChainError> {

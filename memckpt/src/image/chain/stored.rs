@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -52,12 +52,6 @@ impl StoredPages {
     #[must_use]
     pub fn pagemap(&self) -> &PagemapImage {
         &self.pagemap
-    }
-
-    /// The pages file; absent where there are no pages.
-    #[must_use]
-    pub fn file(&self) -> Option<BorrowedFd<'_>> {
-        self.file.as_ref().map(AsFd::as_fd)
     }
 
     /// Fills `buffer` from `offset` of the pages file on.

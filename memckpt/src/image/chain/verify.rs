@@ -10,7 +10,7 @@ use crate::kernel::own_thread;
 use crate::range_set::RangeSet;
 
 use super::member::read_error;
-use super::{Chain, ChainError, HeldRun, Member, StoredPages};
+use super::{Chain, ChainError, Member, StoredPages};
 
 /// What directories tell of the pages in them, each read once for all processes of a tree.
 #[derive(Debug, Default)]
@@ -105,7 +105,7 @@ impl Chain {
             } else {
                 let parts = held()
                     .flat_map(|run| wanted.within(run.range).filter_map(|range| run.part(range)))
-                    .flat_map(in_blocks);
+                    .flat_map(|run| run.range.parts(BLOCK).filter_map(move |range| run.part(range)));
                 pieces.extend(parts.map(|run| Piece {
                     member: index,
                     range: run.range,
@@ -125,12 +125,6 @@ struct Piece {
     range: AddrRange,
     offset: u64,
     expected: Option<Expected>,
-}
-
-fn in_blocks(run: HeldRun) -> impl Iterator<Item = HeldRun> {
-    (0..run.range.len())
-        .step_by(BLOCK as usize)
-        .filter_map(move |at| run.part(AddrRange::with_len(run.range.start.saturating_add(at), BLOCK)))
 }
 
 impl Member {
