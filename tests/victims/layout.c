@@ -15,6 +15,7 @@
 #include <sys/prctl.h>
 #include <sys/shm.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifndef MREMAP_DONTUNMAP
@@ -54,6 +55,30 @@ static char *filled(char *at, int fixed, int value) {
     madvise(p, HUGE, MADV_NOHUGEPAGE);
     memset(p, value, HUGE);
     return p;
+}
+
+/* For 2 seconds: maps pages, unmaps them, maps more of them at the same address, and moves them all. */
+static int remap(void) {
+    enum { FEW = 10 * PAGE, MORE = 20 * PAGE };
+    const int prot = PROT_READ | PROT_WRITE, flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    char *at = anonymous(64);
+    munmap(at, 64 * PAGE);
+    at += 16 * PAGE;
+    struct timespec start, now;
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    do {
+        if (mmap(at, FEW, prot, flags, -1, 0) != at) return 0;
+        *at = 1;
+        munmap(at, FEW);
+        if (mmap(at, MORE, prot, flags, -1, 0) != at) return 0;
+        at[MORE - 1] = 1;
+        char *to = mremap(at, MORE, MORE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, 0);
+        if (to == MAP_FAILED) return 0;
+        munmap(to, MORE);
+        munmap(at, MORE);
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    } while ((now.tv_sec - start.tv_sec) * 1000 + (now.tv_nsec - start.tv_nsec) / 1000000 < 2000);
+    return 1;
 }
 
 /* Not inlined, and deeper than the stack has ever been. */
@@ -168,6 +193,8 @@ static int run(const char *command) {
         /* More VMAs than one page of maps holds; every other page another protection. */
         char *wide = anonymous(2000);
         for (int i = 0; i < 2000; i += 2) mprotect(wide + (size_t)i * PAGE, PAGE, PROT_READ);
+    } else if (!strcmp(command, "remap")) {
+        return remap();
     } else if (!strcmp(command, "aio")) {
         unsigned long context = 0;
         return syscall(SYS_io_setup, 8, &context) == 0;

@@ -81,8 +81,8 @@ pub(super) fn session(pid: i32, timeout: Duration) -> Result<Audit, DumpError> {
     let layout = Layout::read(pid, tracking.layout(pid)?, tracking.tracker())?;
     let frozen = Frozen::freeze(pid, timeout)?;
     let mut known = tracking.collect(pid)?;
-    let mut layout = match known.vmas.take() {
-        Some(vmas) => layout.updated(pid, vmas, tracking.tracker())?,
+    let mut layout = match known.relayout.take() {
+        Some(relayout) => layout.updated(pid, relayout, tracking.tracker())?,
         None => layout,
     };
     layout.look_for_async_io(pid, known.made_io_uring || frozen.has_io_workers(), AsyncIo::None);

@@ -7,6 +7,7 @@ use crate::kernel::smaps::{self, VmFlags};
 use crate::plan::{Area, SharedKind, VmaClass, VmaFacts, classify};
 use crate::range_set::RangeSet;
 use crate::tracker::dirty::TrackerKind;
+use crate::tracker::model::Relayout;
 
 use super::error::DumpError;
 use super::refuse;
@@ -43,9 +44,10 @@ impl Layout {
     pub(super) fn updated(
         self,
         pid: i32,
-        vmas: Vec<Vma>,
+        relayout: Relayout,
         tracker: Option<TrackerKind>,
     ) -> Result<Self, DumpError> {
+        let vmas = relayout.apply(&self.vmas);
         let unclear = |v: &Vma| (v.shared || !v.is_anonymous()) && !self.was_there(v);
         if vmas.iter().any(unclear) {
             Self::read(pid, vmas, tracker)

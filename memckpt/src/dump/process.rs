@@ -13,6 +13,7 @@ use crate::range_set::RangeSet;
 use crate::target::{Frozen, InfectError, Infected, Injection, ThreadRegisters};
 use crate::tracker::dirty::{PageFlags, PageRun};
 use crate::tracker::epoch::{CheckpointId, Epoch};
+use crate::tracker::model::Relayout;
 
 use super::error::DumpError;
 use super::files::Task;
@@ -82,7 +83,7 @@ impl PreparedProcess {
         let mut tracking =
             if is_worth_tracking(target, request) { tracking.start(pid, request)? } else { tracking };
         let parent = Parent::of(chain, request, &tracking, notes)?;
-        let layout = layout.updated(pid, tracking.layout(pid)?, tracking.tracker())?;
+        let layout = layout.updated(pid, Relayout::whole(tracking.layout(pid)?), tracking.tracker())?;
         notes.extend(tracking.notes());
         let prepared = match request.page_mode {
             PageMode::Read => Err("memory is to be read from outside".to_owned()),
@@ -125,8 +126,8 @@ impl PreparedProcess {
         if !request.allow_emulated_nonlinear {
             refuse::nonlinear(pid, &self.layout.vmas, &known.nonlinear)?;
         }
-        if let Some(vmas) = known.vmas.take() {
-            self.layout = self.layout.updated(pid, vmas, self.tracking.tracker())?;
+        if let Some(relayout) = known.relayout.take() {
+            self.layout = self.layout.updated(pid, relayout, self.tracking.tracker())?;
             if request.kind == Kind::Dump {
                 shared.update(pid, &self.layout, images)?;
             }

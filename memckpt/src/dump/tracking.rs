@@ -9,6 +9,7 @@ use crate::tracker::agent::HintMode;
 use crate::tracker::control::{self, BackgroundOptions, ControlError, SessionClient};
 use crate::tracker::dirty::{self, DirtySource, PageFlags, TrackerKind};
 use crate::tracker::epoch::{CheckpointId, Epoch};
+use crate::tracker::model::Relayout;
 use crate::tracker::session::{Collected, SessionInfo, Touched};
 
 use super::error::DumpError;
@@ -57,7 +58,7 @@ impl Drop for Attached {
 /// What is known of the target at the freeze.
 pub(super) struct Known {
     /// The layout, if it changed since [`Tracking::layout`].
-    pub(super) vmas: Option<Vec<Vma>>,
+    pub(super) relayout: Option<Relayout>,
     /// Only here can a page have changed; `None`: anywhere.
     pub(super) touched: Option<RangeSet>,
     /// Not the mapping any more that it was when the epoch began.
@@ -171,7 +172,7 @@ impl Tracking {
     pub(super) fn collect(&mut self, pid: i32) -> Result<Known, DumpError> {
         let Some(session) = &mut self.session else {
             return Ok(Known {
-                vmas: Some(maps::read(pid)?),
+                relayout: Some(Relayout::whole(maps::read(pid)?)),
                 touched: None,
                 changed: RangeSet::new(),
                 doubtful: RangeSet::new(),
@@ -183,14 +184,25 @@ impl Tracking {
             });
         };
         session.transaction = Transaction::Collected;
-        let Collected { vmas, touched, changed, doubtful, nonlinear, made_io_uring, losses, broken, .. } =
-            session.client.collect(session.generation)?;
+        let Collected {
+            relayout, touched, changed, doubtful, nonlinear, made_io_uring, losses, broken, ..
+        } = session.client.collect(session.generation)?;
         let (touched, full_scan) = match touched {
             Touched::Chunks(ranges) => (Some(ranges.into_iter().collect()), None),
             Touched::Everything { reason } => (None, Some(reason)),
         };
         let losses = losses.total();
-        Ok(Known { vmas, touched, changed, doubtful, nonlinear, made_io_uring, broken, full_scan, losses })
+        Ok(Known {
+            relayout,
+            touched,
+            changed,
+            doubtful,
+            nonlinear,
+            made_io_uring,
+            broken,
+            full_scan,
+            losses,
+        })
     }
 
     /// The truth about changed pages.

@@ -9,6 +9,7 @@ mod layout;
 mod locks;
 #[cfg(test)]
 mod property;
+mod relayout;
 
 use crate::addr::AddrRange;
 use crate::kernel::maps::Vma;
@@ -19,6 +20,7 @@ use change::{Move, Moves, Sticky};
 use layout::Layout;
 use locks::Accounts;
 pub use locks::Explains;
+pub use relayout::Relayout;
 
 /// Where the layout is read: the kernel, or a fake one in tests.
 pub trait LayoutSource {
@@ -54,6 +56,9 @@ pub struct Synced {
 pub struct VmaModel {
     layout: Layout,
     revision: u64,
+    /// The revision that was given out last, and where VMAs have been found different since.
+    given: u64,
+    moved: RangeSet,
     stale: RangeSet,
     /// Write locks of the mm at the last sync, and those that events since then account for.
     generation: Option<u64>,
@@ -81,6 +86,8 @@ impl VmaModel {
         Self {
             layout: Layout::default(),
             revision: 0,
+            given: 0,
+            moved: RangeSet::new(),
             stale: [EVERYTHING].into_iter().collect(),
             generation: None,
             accounts: Accounts::default(),
@@ -103,6 +110,25 @@ impl VmaModel {
     #[must_use]
     pub fn revision(&self) -> u64 {
         self.revision
+    }
+
+    /// Gives out the layout as of the last sync, with the revision that names it to [`Self::since`].
+    pub fn give(&mut self) -> (u64, &[Vma]) {
+        self.given = self.revision;
+        self.moved = RangeSet::new();
+        (self.revision, self.layout.vmas())
+    }
+
+    /// What became, as of the last sync, of the layout that `revision` names; `None` where it is the same.
+    #[must_use]
+    pub fn since(&self, revision: u64) -> Option<Relayout> {
+        if revision == self.revision {
+            None
+        } else if revision == self.given {
+            Some(Relayout::within(self.moved.clone(), self.vmas()))
+        } else {
+            Some(Relayout::whole(self.vmas().to_vec()))
+        }
     }
 
     /// Ranges whose memory may be another than when the epoch began: nothing in them may be inherited.
@@ -264,7 +290,10 @@ impl VmaModel {
             };
             let torn = layout::untangle(&mut fresh);
             let old = self.layout.replace(hull, fresh.clone());
-            synced.moved |= old != fresh;
+            if old != fresh {
+                synced.moved = true;
+                self.moved.insert(layout::narrowed(hull, &old, &fresh));
+            }
             for range in layout::differences(&old, &fresh) {
                 self.renew(range);
             }

@@ -170,11 +170,6 @@ pub struct Session {
     started: Instant,
 }
 
-/// Rounds of asking and registering before a look is over.
-const REGISTRATION_ROUNDS: usize = 8;
-/// How long a look may register ranges while the target runs. Each registration waits for the target's mmap_lock: where many threads
-/// map and unmap, and the processor is busy with others, for many milliseconds; and a client waits for its answer.
-const REGISTRATION_TIME: Duration = Duration::from_millis(50);
 /// How long a process may take from the end of its mm to its own end.
 const EXIT_GRACE: Duration = Duration::from_millis(200);
 
@@ -244,7 +239,8 @@ impl Session {
     /// The target is gone, or the layout cannot be read.
     pub fn layout(&mut self) -> Result<(u64, Vec<Vma>), SessionError> {
         self.refresh(false)?;
-        Ok((self.record.model().revision(), self.record.model().vmas().to_vec()))
+        let (generation, vmas) = self.record.give_layout();
+        Ok((generation, vmas.to_vec()))
     }
 
     /// Opens a transaction on `connection`: the client has frozen the target and has the layout `generation`.
@@ -322,7 +318,7 @@ impl Session {
         self.abort(connection, Ending::Vanished { proven_untouched })
     }
 
-    /// Takes in events, and acts on what cannot wait: new ranges are registered, an exec is followed.
+    /// Takes in events, and follows an exec.
     ///
     /// # Errors
     /// The session cannot go on.
@@ -333,8 +329,6 @@ impl Session {
         }
         if self.mm_gone.is_some() {
             // Nothing to look at until it has ended or is another.
-        } else if self.tracking.registers() {
-            self.refresh(false)?;
         } else {
             let mut notices = Vec::new();
             self.record.absorb(&mut notices);
@@ -357,37 +351,22 @@ impl Session {
         updated
     }
 
-    /// Brings the model up to date and registers new ranges. `frozen`: no thread of the target can run.
+    /// Brings the model up to date. `frozen`: no thread of the target can run, and new ranges are registered; until then they scan as
+    /// dirty, as they would if they were.
     fn update(&mut self, frozen: bool, notices: &mut Vec<Notice>) -> Result<(), SessionError> {
         if self.record.is_busy() {
             return Err(SessionError::Transaction(RecordError::<MapsError>::Busy.to_string()));
         }
-        let mut begun = None;
-        // A registration may join VMAs, and new ones may come meanwhile; a busy target has its next look soon.
-        for _ in 0..REGISTRATION_ROUNDS {
-            let asked = self.record.update(frozen, notices)?;
-            let renewed = self.record.take_renewed();
-            if !self.tracking.registers() || notices.iter().any(|n| matches!(n, Notice::Exec | Notice::Exit))
-            {
-                break;
-            }
-            self.tracking.forget_registrations(&renewed);
-            let new = self.tracking.unregistered(self.record.model().vmas(), &asked);
-            if new.is_empty() {
-                break;
-            }
-            let begun = *begun.get_or_insert_with(Instant::now);
-            let is_over = || !frozen && begun.elapsed() > REGISTRATION_TIME;
-            for range in new {
-                // What is left is stale: the next look asks for it, or the one that finds the target frozen.
-                if !is_over() {
-                    self.tracking.register(range);
-                }
-                self.record.mark_stale(range);
-            }
-            if is_over() {
-                break;
-            }
+        self.record.update(frozen, notices)?;
+        if !frozen || notices.iter().any(|n| matches!(n, Notice::Exec | Notice::Exit)) {
+            return Ok(());
+        }
+        let renewed = self.record.take_renewed();
+        let new = self.tracking.register_new(self.record.model().vmas(), &renewed);
+        if !new.is_empty() {
+            // What is registered is joined with neighbours that are.
+            new.iter().for_each(|range| self.record.mark_stale(range));
+            self.record.update(frozen, notices)?;
         }
         Ok(())
     }

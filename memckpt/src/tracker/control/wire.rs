@@ -12,7 +12,7 @@ use crate::tracker::epoch::{CheckpointId, Epoch};
 use crate::tracker::session::{Collected, SessionInfo};
 
 /// Moves with every change of [`Call`], [`Reply`] or what they hold.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// A layout of 100,000 VMAs with long names takes a third of this.
 const MAX_FRAME: usize = 64 << 20;
 

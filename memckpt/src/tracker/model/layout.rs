@@ -77,6 +77,18 @@ pub(super) fn untangle(vmas: &mut Vec<Vma>) -> bool {
     cut
 }
 
+/// `hull` without the VMAs at both ends that are alike in `old` and `new`, which are all that is there.
+#[must_use]
+pub(super) fn narrowed(hull: AddrRange, old: &[Vma], new: &[Vma]) -> AddrRange {
+    let alike = |(a, b): &(&Vma, &Vma)| a == b;
+    let before = old.iter().zip(new).take_while(alike).count();
+    let after = old[before..].iter().rev().zip(new[before..].iter().rev()).take_while(alike).count();
+    AddrRange {
+        start: before.checked_sub(1).map_or(hull.start, |last| new[last].range.end),
+        end: after.checked_sub(1).map_or(hull.end, |_| new[new.len() - after].range.start),
+    }
+}
+
 /// Ranges whose mapping differs between `old` and `new` (both sorted, disjoint): mapped in one only, or another
 /// file, another place in the file, private or shared. Protection and VMA borders make no difference: contents stay.
 #[must_use]
@@ -166,6 +178,17 @@ mod tests {
         right.prot = Prot::WRITE;
         assert_eq!(differences(&[vma(1, 5, 9, 0)], &[vma(1, 3, 9, 0), right]), []);
         assert_eq!(differences(&[vma(1, 3, 0, 0), vma(3, 5, 0, 0)], &[vma(1, 5, 0, 0)]), []);
+    }
+
+    #[test]
+    fn what_is_alike_at_the_ends_is_left_out() {
+        let hull = r(0, 20);
+        let layout = |middle: &[Vma]| [&[vma(1, 3, 0, 0)], middle, &[vma(9, 11, 0, 0)]].concat();
+        assert_eq!(narrowed(hull, &layout(&[vma(4, 5, 0, 0)]), &layout(&[])), r(3, 9));
+        assert_eq!(narrowed(hull, &layout(&[]), &layout(&[vma(4, 5, 9, 0), vma(6, 7, 0, 0)])), r(3, 9));
+        assert_eq!(narrowed(hull, &[vma(1, 3, 0, 0)], &layout(&[])), r(3, 20));
+        assert_eq!(narrowed(hull, &[vma(9, 11, 0, 0)], &layout(&[])), r(0, 9));
+        assert_eq!(narrowed(hull, &[], &layout(&[])), hull);
     }
 
     #[test]

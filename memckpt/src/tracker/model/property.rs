@@ -293,6 +293,8 @@ proptest! {
         let _ = model.sync(&mut &space, Some(0), true);
         model.begin_epoch(Some(0));
         let mut at_epoch = space.clone();
+        // What a client has, of now and then.
+        let mut given = (0, Vec::new());
         // Memory replaced at its place by something alike, with no event: beyond any layout comparison.
         let mut unseen = RangeSet::new();
         for op in ops.iter().chain([&Op::Sync { frozen: true }]) {
@@ -314,6 +316,12 @@ proptest! {
             };
             let Ok(synced) = model.sync(&mut &space, Some(space.write_locks), frozen);
             prop_assert_eq!(model.vmas(), space.vmas(), "asked {:?}", synced.asked);
+            let told = model.since(given.0).map_or_else(|| given.1.clone(), |relayout| relayout.apply(&given.1));
+            prop_assert_eq!(&told, &space.vmas(), "given {:?}", given);
+            if !frozen {
+                let (revision, vmas) = model.give();
+                given = (revision, vmas.to_vec());
+            }
             for (&at, page) in &space.pages {
                 let address = range(at, 1).start;
                 let kept = at_epoch.pages.get(&at).is_some_and(|then| then.birth == page.birth);

@@ -3,12 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::addr::AddrRange;
-use crate::kernel::maps::Vma;
 use crate::kernel::process::TargetId;
 use crate::range_set::RangeSet;
 use crate::tracker::agent::{HintMode, Losses};
 use crate::tracker::dirty::TrackerKind;
 use crate::tracker::epoch::{CheckpointId, Epoch, SessionId};
+use crate::tracker::model::Relayout;
 
 /// What a session is and where it stands.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -51,8 +51,8 @@ pub enum Touched {
 /// What a checkpoint needs of its session, taken while the target stands still.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Collected {
-    /// The layout; `None` where it is still the one of the generation that the client named.
-    pub vmas: Option<Vec<Vma>>,
+    /// What became of the layout of the generation that the client named; `None` where it is the same.
+    pub relayout: Option<Relayout>,
     /// The layout's generation now.
     pub generation: u64,
     /// Where pages may have changed.

@@ -162,6 +162,11 @@ impl<E: EventSource, L: LayoutSource> Record<E, L> {
         &self.model
     }
 
+    /// See [`VmaModel::give`].
+    pub fn give_layout(&mut self) -> (u64, &[Vma]) {
+        self.model.give()
+    }
+
     /// The running epoch.
     #[must_use]
     pub fn epoch(&self) -> &EpochState {
@@ -373,7 +378,7 @@ impl<E: EventSource, L: LayoutSource> Record<E, L> {
             self.made_io_uring = true;
         }
         Ok(Collected {
-            vmas: (self.model.revision() != generation).then(|| self.model.vmas().to_vec()),
+            relayout: self.model.since(generation),
             generation: self.model.revision(),
             touched,
             changed,

@@ -61,41 +61,43 @@ impl Tracking {
         }
     }
 
-    /// Whether ranges must be registered.
-    pub(super) fn registers(&self) -> bool {
-        matches!(self, Self::UffdWp { .. })
-    }
-
     /// Whether memory of this kind can be inherited at all, and so is worth registering. Shared memory is written
     /// through other page tables too; the vDSO and its data are the kernel's.
     pub(super) fn is_trackable(vma: &Vma) -> bool {
         !vma.shared && !vma.name.starts_with("[v") && vma.name != "[uprobes]"
     }
 
-    /// VMAs in `renewed` may be other ones than those that were registered.
-    pub(super) fn forget_registrations(&mut self, renewed: &RangeSet) {
-        if let Self::UffdWp { registered, .. } = self {
-            registered.subtract(renewed);
-        }
-    }
-
-    /// What of the VMAs that `asked` touches should be registered and is not, in pieces of one VMA each.
-    pub(super) fn unregistered(&self, vmas: &[Vma], asked: &[AddrRange]) -> Vec<AddrRange> {
-        let Self::UffdWp { registered, .. } = self else { return Vec::new() };
-        vmas.iter()
-            .filter(|v| Self::is_trackable(v) && asked.iter().any(|a| a.overlaps(v.range)))
-            .flat_map(|v| registered.outside(v.range))
-            .collect()
-    }
-
-    /// Registers `range`. What cannot be (a special mapping, somebody else's userfaultfd) scans as dirty.
-    pub(super) fn register(&mut self, range: AddrRange) {
-        if let Self::UffdWp { protect, registered, .. } = self {
-            registered.insert(range);
-            if let Err(e) = protect.register(range) {
-                tracing::debug!(%range, "not registered: {e}");
+    /// Registers what of `vmas` is not yet, where that is needed at all, and returns it; in `renewed` they may be other ones than those
+    /// that were registered. What cannot be (a special mapping, somebody else's userfaultfd) scans as dirty.
+    ///
+    /// The target is frozen. Registering cuts VMAs at the ends of the range, so that `vmas` must be what is mapped now:
+    ///
+    /// | target | session |
+    /// |---|---|
+    /// | maps A..B | |
+    /// | | reads the mappings: A..B is new |
+    /// | unmaps A..B, maps A..C | |
+    /// | | registers A..B: A..B and B..C are two now |
+    /// | mremap(2) of A..C: EFAULT | |
+    pub(super) fn register_new(&mut self, vmas: &[Vma], renewed: &RangeSet) -> RangeSet {
+        let Self::UffdWp { protect, registered, .. } = self else { return RangeSet::new() };
+        registered.subtract(renewed);
+        let trackable = vmas.iter().filter(|vma| Self::is_trackable(vma));
+        let pieces: Vec<AddrRange> = trackable.flat_map(|vma| registered.outside(vma.range)).collect();
+        // One call for all that lie side by side: the target waits.
+        let new: RangeSet = pieces.iter().copied().collect();
+        for run in new.iter() {
+            if protect.register(run).is_err() {
+                // Registered is all of it or nothing: which is it?
+                for piece in pieces.iter().filter(|piece| piece.overlaps(run)) {
+                    if let Err(e) = protect.register(*piece) {
+                        tracing::debug!(range = %piece, "not registered: {e}");
+                    }
+                }
             }
         }
+        registered.union(&new);
+        new
     }
 
     /// Clears the dirty state of all of `ranges`; the target is frozen.
