@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 /// Mappings, descriptors, threads and signal masks of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,25 +98,6 @@ impl Outward {
         }
         let maps = read(format!("/proc/{pid}/maps"))?.lines().map(str::to_owned).collect();
         Ok(Self { maps, descriptors, threads })
-    }
-
-    /// Waits until `pid` looks like this again: an abandoned parasite needs a moment for its way home.
-    ///
-    /// # Errors
-    ///
-    /// When it still looks different after `patience`: in what.
-    pub fn wait_restored(&self, pid: i32, patience: Duration) -> Result<()> {
-        let deadline = Instant::now() + patience;
-        loop {
-            let now = Self::of(pid).with_context(|| format!("process {pid} is gone"))?;
-            if now == *self {
-                return Ok(());
-            }
-            if Instant::now() >= deadline {
-                bail!("process {pid} is not as it was:\n{}", self.differences(&now));
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
     }
 
     /// What is different in `other`, a line each.

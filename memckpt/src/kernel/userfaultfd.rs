@@ -13,8 +13,6 @@ const UFFD_API: u64 = 0xaa;
 const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
 /// `_IOWR(0xaa, 0, struct uffdio_register)`
 const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
-/// `_IOR(0xaa, 1, struct uffdio_range)`
-const UFFDIO_UNREGISTER: libc::c_ulong = 0x8010_aa01;
 /// `_IOWR(0xaa, 6, struct uffdio_writeprotect)`
 const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
 /// `_IO(0xaa, 0)`, on /dev/userfaultfd (Linux 6.1)
@@ -107,20 +105,6 @@ pub fn register(fd: BorrowedFd<'_>, range: AddrRange) -> Result<(), SyscallError
     )
 }
 
-/// Takes `range` out of tracking; its pages lose their protection.
-///
-/// # Errors
-/// EINVAL: nothing mapped at its start. ENOMEM: the address space is gone.
-pub fn unregister(fd: BorrowedFd<'_>, range: AddrRange) -> Result<(), SyscallError> {
-    let mut arg = UffdioRange::from(range);
-    // SAFETY: UFFDIO_UNREGISTER reads one UffdioRange; it changes no page's content.
-    check(
-        unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_UNREGISTER, &raw mut arg) },
-        "ioctl(UFFDIO_UNREGISTER)",
-        || range.to_string(),
-    )
-}
-
 /// Protects (`protect`) or releases every page of `range`. Protecting what is not populated builds its page tables: for
 /// sparse memory use [`super::pagemap_scan`] with WP_MATCHING.
 ///
@@ -172,7 +156,6 @@ mod tests {
         for (number, size) in [
             (UFFDIO_API, size_of::<UffdioApi>()),
             (UFFDIO_REGISTER, size_of::<UffdioRegister>()),
-            (UFFDIO_UNREGISTER, size_of::<UffdioRange>()),
             (UFFDIO_WRITEPROTECT, size_of::<UffdioWriteprotect>()),
         ] {
             assert_eq!((number >> 16 & 0x3fff) as usize, size, "{number:#x}");

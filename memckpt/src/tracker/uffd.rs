@@ -27,14 +27,6 @@ impl WriteProtect {
         Ok(Self { fd, pagemap: Pagemap::open(pid)?, scanner: Scanner::default() })
     }
 
-    /// Takes over a userfaultfd whose handshake is done (handed over by another session process).
-    ///
-    /// # Errors
-    /// No pagemap: no such process.
-    pub fn take_over(fd: OwnedFd, pid: i32) -> Result<Self, SyscallError> {
-        Ok(Self { fd, pagemap: Pagemap::open(pid)?, scanner: Scanner::default() })
-    }
-
     /// Tracks `range`: from now on all its pages read written, until they are protected
     /// ([`crate::tracker::dirty::UffdWp`]'s clear).
     ///
@@ -54,14 +46,6 @@ impl WriteProtect {
         let mut found = Vec::new();
         self.scanner.scan(&self.pagemap, range, &stale, |region| found.push(region.range()))?;
         found.into_iter().try_for_each(|range| userfaultfd::write_protect(self.fd.as_fd(), range, false))
-    }
-
-    /// Stops tracking `range`; its pages lose their protection.
-    ///
-    /// # Errors
-    /// As [`userfaultfd::unregister`].
-    pub fn unregister(&self, range: AddrRange) -> Result<(), SyscallError> {
-        userfaultfd::unregister(self.fd.as_fd(), range)
     }
 }
 
