@@ -100,6 +100,13 @@ impl VmaModel {
         }
     }
 
+    /// A model of another mm, that knows nothing of it yet. No revision of it is one of this model.
+    #[must_use]
+    pub fn successor(&self) -> Self {
+        let revision = self.revision + 1;
+        Self { revision, given: revision, ..Self::new() }
+    }
+
     /// The VMAs as of the last sync.
     #[must_use]
     pub fn vmas(&self) -> &[Vma] {

@@ -212,7 +212,7 @@ impl<E: EventSource, L: LayoutSource> Record<E, L> {
         self.events = events;
         self.standing = standing;
         self.layout = layout;
-        self.model = VmaModel::new();
+        self.model = self.model.successor();
         self.transaction = None;
         self.baseline = Losses::default();
         self.forgotten = Losses::default();

@@ -298,13 +298,22 @@ fn one_transaction_at_a_time_and_its_owner_ends_it() {
 #[test]
 fn exec_is_noticed_and_nothing_is_collected_of_the_old_address_space() {
     let (world, mut record) = begun();
+    let (generation, before) = record.give_layout();
+    let before = before.to_vec();
     world.0.borrow_mut().waiting.push(Observed::Exec);
     let mut notices = Vec::new();
     assert!(matches!(record.collect(US, 0, &mut notices), Err(RecordError::Gone)));
     assert_eq!(notices, [Notice::Exec]);
+    world.map(0x80_0000, 0x80_2000);
     record.restart(Some(world.clone()), world.clone(), None);
     let _ = record.update(true, &mut Vec::new());
     record.begin(false, &mut Vec::new());
     assert_eq!((record.epoch().number(), record.epoch().checkpoint()), (Epoch(2), None));
-    assert_eq!(collect(&mut record, 0).broken, None);
+    // Whoever has a layout of the old one is told of all that is there now.
+    let collected = collect(&mut record, generation);
+    assert_eq!(collected.broken, None);
+    assert_eq!(
+        collected.relayout.map(|relayout| relayout.apply(&before)).as_deref(),
+        Some(record.model().vmas())
+    );
 }
