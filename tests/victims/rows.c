@@ -53,6 +53,12 @@ char *plain(unsigned value) {
     return at;
 }
 
+void settle(void) {
+    /* move_pages of no pages drains them all first (do_pages_move, mm/migrate.c). */
+    int node = 0, status;
+    if (syscall(SYS_move_pages, 0, 0UL, NULL, &node, &status, 1 << 1 /* MPOL_MF_MOVE */)) die("move_pages");
+}
+
 uint64_t pagemap(const void *at) {
     uint64_t entry = 0;
     int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);

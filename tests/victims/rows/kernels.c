@@ -120,6 +120,7 @@ static const char *reclaim_prepare(void) {
 static const char *reclaim_deed(void) {
     uint64_t word = 0x7373737373737373;
     reclaimed[PAGE] ^= 0x55;
+    settle();
     if (msync(reclaimed, 8 * PAGE, MS_SYNC) || madvise(reclaimed, 8 * PAGE, MADV_PAGEOUT)) return failed("MADV_PAGEOUT");
     for (int page = 0; page < 8; page++)
         if (pagemap(reclaimed + page * PAGE) >> 63) return "the kernel does not reclaim pages of this file system";
@@ -184,6 +185,7 @@ static const char *swap_prepare(void) {
     if (lines == 1 && access(path, F_OK)) return "there is no swap space";
     if (lines == 1 && swapon(path, 0)) return failed("swapon");
     swapped = plain(49);
+    settle();
     if (madvise(swapped, 4 * PAGE, MADV_PAGEOUT)) return failed("MADV_PAGEOUT");
     return pagemap(swapped) >> 62 & 1 ? NULL : "the kernel does not swap out";
 }
@@ -191,6 +193,7 @@ static const char *swap_deed(void) {
     volatile char *at = swapped;
     (void)at[PAGE];
     at[2 * PAGE] ^= 0x55;
+    settle();
     if (madvise(swapped + 4 * PAGE, 4 * PAGE, MADV_PAGEOUT)) return failed("MADV_PAGEOUT");
     at[5 * PAGE] ^= 0x55;
     tell("changed", swapped + 2 * PAGE, 1);

@@ -1,8 +1,6 @@
 /* Rows in which mappings or page tables change: 9 10 11 12 13 14 15 24 32 33. */
 #include "rows.h"
 
-#include <sched.h>
-
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
 #endif
@@ -25,17 +23,11 @@ static const char *drop_deed(void) {
 /* 10: freed before the first checkpoint, turned to zeroes after it, without a call that says so. */
 static char *ten;
 static const char *free_prepare(void) {
-    /* What a CPU still keeps apart for the LRU lists (mm/swap.c) is not freed, and not reclaimed; calls that need it there drain
-     * only their own CPU's. So the pages are filled and freed on one, and a last call drains it. */
-    cpu_set_t all, one;
-    if (sched_getaffinity(0, sizeof all, &all)) return failed("sched_getaffinity");
-    CPU_ZERO(&one);
-    CPU_SET(sched_getcpu(), &one);
-    if (sched_setaffinity(0, sizeof one, &one)) return failed("sched_setaffinity");
     ten = plain(10);
-    int error = madvise(ten, 4 * PAGE, MADV_FREE) || madvise(ten + 8 * PAGE, PAGE, MADV_COLD);
-    if (sched_setaffinity(0, sizeof all, &all)) return failed("sched_setaffinity");
-    return error ? failed("MADV_FREE") : NULL;
+    settle();
+    if (madvise(ten, 4 * PAGE, MADV_FREE)) return failed("MADV_FREE");
+    settle();
+    return NULL;
 }
 static const char *free_deed(void) {
     if (madvise(ten, 4 * PAGE, MADV_PAGEOUT)) return failed("MADV_PAGEOUT");

@@ -43,6 +43,9 @@ void fill(char *at, size_t pages, unsigned value);
 char *area(size_t pages, unsigned value);
 /* 16 of them: 8 that the row is about, 8 for control. */
 char *plain(unsigned value);
+/* Puts on the LRU lists what any CPU still keeps apart for them (mm/swap.c): what is not on one is neither freed by MADV_FREE nor
+ * reclaimed, and those calls look after their own CPU's only. */
+void settle(void);
 /* Its entry in /proc/self/pagemap. */
 uint64_t pagemap(const void *at);
 
