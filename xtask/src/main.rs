@@ -7,6 +7,7 @@ mod fuzz;
 mod packages;
 mod process;
 mod run;
+mod service;
 mod table;
 mod test;
 mod tools;

@@ -2,11 +2,12 @@
 
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::process::{Memckpt, Meta, Partner, milliseconds};
+use crate::service::Service;
 use crate::{table, workspace};
 
 #[derive(Debug, clap::Args)]
@@ -25,38 +26,46 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     let demo = workspace::build_bin("memckpt-tests", "memckpt-demo", true)?;
     memckpt.verbose = true;
-    main_job(&memckpt, &demo)?;
+    // Here nothing may fail but what the machine lacks; that is what check says, and why.
+    memckpt.run(&["check"])?;
+    let memory = Path::new("/dev/shm");
+    let memory = if memory.is_dir() { memory } else { Path::new("/tmp") };
+    let scratch = tempfile::Builder::new().prefix("memckpt-run-").tempdir_in(memory)?;
+    let rows = checkpoints(&memckpt, &demo, scratch.path())?;
+    there_and_back(&memckpt, &demo, scratch.path())?;
+    println!("\n{}", table::format(&rows));
+    // Images belong to root where sudo made them.
+    if !nix::unistd::geteuid().is_root() {
+        let remove = Command::new("sudo").arg("rm").arg("-rf").arg(scratch.path()).status();
+        remove.context("sudo rm")?;
+    }
+    println!(
+        "main job done: the checkpoint equals the process's memory, and the process runs on, right; another one was ended, restored, and runs on, right"
+    );
     Ok(ExitCode::SUCCESS)
 }
 
-fn main_job(memckpt: &Memckpt, demo: &Path) -> Result<()> {
-    // Here nothing may fail but what the machine lacks; that is what check says, and why.
-    memckpt.run(&["check"])?;
+/// A directory of images in `scratch`.
+fn images(scratch: &Path, step: u32) -> Result<String> {
+    let path = scratch.join(step.to_string());
+    std::fs::create_dir_all(&path)?;
+    Ok(path.display().to_string())
+}
 
+/// Checkpoints of a process that runs on, and how they went, a row each.
+fn checkpoints(memckpt: &Memckpt, demo: &Path, scratch: &Path) -> Result<Vec<Vec<String>>> {
     println!("\n$ memckpt-demo &");
     let demo = Partner::start(demo, &[], Stdio::inherit())?;
     let pid = demo.pid();
     let first = demo.line()?;
     println!("demo {pid}: 256 MiB, 4 threads, {first}");
 
-    let memory = Path::new("/dev/shm");
-    let scratch = tempfile::Builder::new().prefix("memckpt-run-").tempdir_in(if memory.is_dir() {
-        memory
-    } else {
-        Path::new("/tmp")
-    })?;
-    let images = |step: u32| -> Result<String> {
-        let path = scratch.path().join(step.to_string());
-        std::fs::create_dir_all(&path)?;
-        Ok(path.display().to_string())
-    };
-
     memckpt.run(&["watch", &pid, "--background"])?;
-    memckpt.run(&["pre-dump", "-t", &pid, "-D", &images(1)?])?;
+    memckpt.run(&["pre-dump", "-t", &pid, "-D", &images(scratch, 1)?])?;
     goes_on(&demo)?;
-    memckpt.run(&["pre-dump", "-t", &pid, "-D", &images(2)?, "--prev-images-dir", "../1"])?;
+    memckpt.run(&["pre-dump", "-t", &pid, "-D", &images(scratch, 2)?, "--prev-images-dir", "../1"])?;
     goes_on(&demo)?;
-    let last = images(3)?;
+    let last = images(scratch, 3)?;
     // Running on, as a checkpoint of a live service would; then once more, stopped, so that there is something to compare.
     memckpt.run(&[
         "dump",
@@ -70,7 +79,7 @@ fn main_job(memckpt: &Memckpt, demo: &Path) -> Result<()> {
         "--leave-running",
     ])?;
     goes_on(&demo)?;
-    let stopped = images(4)?;
+    let stopped = images(scratch, 4)?;
     memckpt.run(&[
         "dump",
         "-t",
@@ -107,19 +116,26 @@ fn main_job(memckpt: &Memckpt, demo: &Path) -> Result<()> {
         .to_vec(),
     ];
     for step in 1..=4 {
-        rows.push(row(step, &memckpt.meta(&scratch.path().join(step.to_string()))?));
+        rows.push(row(step, &memckpt.meta(&scratch.join(step.to_string()))?));
     }
-    println!("\n{}", table::format(&rows));
-    // Images belong to root where sudo made them.
-    if !nix::unistd::geteuid().is_root() {
-        std::process::Command::new("sudo")
-            .arg("rm")
-            .arg("-rf")
-            .arg(scratch.path())
-            .status()
-            .context("sudo rm")?;
-    }
-    println!("main job done: the checkpoint equals the process's memory, and the process runs on, right");
+    Ok(rows)
+}
+
+/// A process is dumped, and so ended, and comes back.
+fn there_and_back(memckpt: &Memckpt, demo: &Path, scratch: &Path) -> Result<()> {
+    let mut service = Service::start(demo, scratch)?;
+    let pid = service.pid().to_string();
+    println!(
+        "\n$ setsid memckpt-demo < fifo > log 2>&1 &\ndemo {pid}: 256 MiB, 4 threads, {}",
+        service.goes_on()?
+    );
+    let images = images(scratch, 5)?;
+    memckpt.run(&["dump", "-t", &pid, "-D", &images])?;
+    service.has_ended()?;
+    println!("demo {pid} has ended");
+    memckpt.run(&["restore", "-D", &images, "--restore-detached"])?;
+    service.is_back();
+    println!("demo {pid}: {}", service.goes_on()?);
     Ok(())
 }
 
