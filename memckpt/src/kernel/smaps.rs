@@ -227,6 +227,8 @@ VmFlags: mr zz dd
         let range = puppet.map(8 << 12).unwrap();
         puppet.fill(range, 1).unwrap();
         assert!(!lazily_freed(puppet.pid()).unwrap().iter().any(|freed| freed.overlaps(range)));
+        // What another CPU than the one that advises still keeps apart, it cannot mark (`folio_mark_lazyfree`, mm/swap.c).
+        crate::kernel::lru::drain().unwrap();
         let part = [range.start.get() + 4096, 4096, libc::MADV_FREE as u64];
         puppet.syscall(libc::SYS_madvise, &part).unwrap();
         crate::kernel::lru::drain().unwrap();

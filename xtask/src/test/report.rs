@@ -42,8 +42,7 @@ impl Report {
                     Some(Outcome::Passed) => here.passed += 1,
                     Some(Outcome::Failed(why)) => {
                         here.failed += 1;
-                        let why = why.lines().next().unwrap_or_default();
-                        failures.push(format!("  {place}: {}: {why}", record.test));
+                        failures.push(format!("  {place}: {}: {}", record.test, shortened(why)));
                     }
                     Some(Outcome::Skipped(reason)) => {
                         let known = expected(EXPECTED_SKIPS, place, &record.test);
@@ -83,6 +82,16 @@ impl Report {
     }
 }
 
+/// The first line of `why` and the last ones, which name the cause: often the end of a log is all that is kept of it.
+fn shortened(why: &str) -> String {
+    const LAST: usize = 20;
+    let mut lines = why.lines();
+    let first = lines.next().unwrap_or_default();
+    let rest: Vec<&str> = lines.collect();
+    let last = rest[rest.len().saturating_sub(LAST)..].iter();
+    last.fold(first.to_owned(), |text, line| text + "\n      " + line)
+}
+
 fn list(title: &str, lines: &[String]) {
     if !lines.is_empty() {
         println!("{title}\n{}\n", lines.join("\n"));
@@ -113,7 +122,7 @@ fn matches(pattern: &str, text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{expected, matches};
+    use super::{expected, matches, shortened};
 
     #[test]
     fn expected_skips_are_patterns_of_place_and_test() {
@@ -122,6 +131,14 @@ mod tests {
         assert!(!expected(file, "guest 6.12", "exactness::soft_dirty_heap"));
         assert!(expected(file, "guest 6.1", "redis::chain"));
         assert!(!expected(file, "host", "comment"));
+    }
+
+    #[test]
+    fn a_failure_keeps_its_end() {
+        assert_eq!(shortened("exit status: 101"), "exit status: 101");
+        let long = (0..100).map(|line| format!("{line}\n")).collect::<String>();
+        let short = shortened(&long);
+        assert!(short.starts_with("0\n      80\n") && short.ends_with("\n      99"), "{short}");
     }
 
     #[test]

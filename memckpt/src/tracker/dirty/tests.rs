@@ -7,6 +7,7 @@ use std::path::Path;
 use super::*;
 use crate::addr::{Addr, CHUNK_SIZE, PAGE_SIZE};
 use crate::kernel::features::{self, take_userfaultfd};
+use crate::kernel::lru;
 use crate::kernel::maps;
 use crate::kernel::puppet::{Puppet, skip};
 use crate::tracker::uffd::WriteProtect;
@@ -96,6 +97,8 @@ impl Stage {
     }
 
     fn madvise(&self, range: AddrRange, advice: u64) -> std::io::Result<u64> {
+        // Pages that another CPU still keeps apart are passed over by MADV_FREE and MADV_PAGEOUT.
+        lru::drain().unwrap();
         self.puppet.syscall(libc::SYS_madvise, &[range.start.get(), range.len(), advice])
     }
 
